@@ -1,0 +1,1 @@
+"""Programs that turn a raw data release into prepared cases and one manifest."""

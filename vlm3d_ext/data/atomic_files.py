@@ -1,0 +1,73 @@
+"""Writing files so that, whatever happens, each is either whole or absent.
+
+Every writer makes a temporary file beside the target, flushes it to disk and renames it. The bytes depend on the content only: no clock, no
+file name, so the same content gives the same file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["TEMPORARY_SUFFIX", "write_bytes", "write_gzip", "write_json", "write_npz"]
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write `content` to `path`, which afterwards holds all of it or what it held before.
+
+    Raises:
+        OSError: if the file cannot be written (disk full, read-only folder); the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_current_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write `content` as indented UTF-8 JSON; NaN is refused, because JSON has none."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray], compressed: bool = True) -> None:
+    """Write named arrays as NPZ, without pickled objects.
+
+    Raises:
+        TypeError: if an array has the object dtype.
+    """
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"array {name!r} holds Python objects; an NPZ of ours holds plain numbers only.")
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
+
+
+def write_gzip(path: str | os.PathLike, content: bytes, level: int = 6) -> None:
+    """Write `content` gzip-compressed, with neither time nor name in the header."""
+    write_bytes(path, gzip.compress(content, compresslevel=level, mtime=0))
+
+
+def _current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
