@@ -1,0 +1,4 @@
+from .pretraining_losses import masked_reconstruction_loss, region_share_loss, sentence_alignment_loss
+from .weighted_loss_sum import WeightedLossSum
+
+__all__ = ["WeightedLossSum", "masked_reconstruction_loss", "region_share_loss", "sentence_alignment_loss"]

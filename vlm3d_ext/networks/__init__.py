@@ -1,0 +1,1 @@
+"""Networks: tensors in, tensors out. Layers, blocks, heads and whole nets, one idea per file."""

@@ -1,0 +1,96 @@
+"""Reading the manifest that `data_prep.prepare` writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SPLITS", "CaseManifest", "ManifestError"]
+
+SPLITS = ("training", "validation", "test")
+_NEXT_STEP = "Make it with `python -m data_prep.prepare --source RAW --output FOLDER`, or point --manifest at another."
+
+
+class ManifestError(ValueError):
+    """The manifest is absent or cannot be right; the message says what to do."""
+
+
+class CaseManifest:
+    """A prepared data set: its cases by split, its label names, its fingerprint.
+
+    The format is described in docs/design.md. Paths in cases become absolute.
+
+    Args:
+        path: the manifest.json.
+
+    Raises:
+        ManifestError: if the file is missing, is not such a manifest, lists a volume twice, or has a patient in two splits.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        try:
+            content = self.path.read_bytes()
+            self.content: dict[str, Any] = json.loads(content)
+            self.label_names: list[str] = list(self.content["label_names"])
+            self.fingerprint: str = self.content["fingerprint"]
+            self._cases = {split: self.content[split] for split in SPLITS}
+        except FileNotFoundError:
+            raise ManifestError(f"{self.path}: no such manifest. {_NEXT_STEP}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{self.path}: not JSON ({error}). {_NEXT_STEP}") from None
+        except (KeyError, TypeError) as error:
+            raise ManifestError(f"{self.path}: a manifest needs the key {error}. {_NEXT_STEP}") from None
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._check()
+
+    def _check(self) -> None:
+        split_of_patient: dict[str, str] = {}
+        seen: set[str] = set()
+        for split in SPLITS:
+            for case in self._cases[split]:
+                volume_id, patient_id = case["volume_id"], case["patient_id"]
+                if volume_id in seen:
+                    raise ManifestError(f"{self.path}: volume {volume_id} is listed twice. {_NEXT_STEP}")
+                seen.add(volume_id)
+                if split_of_patient.setdefault(patient_id, split) != split:
+                    raise ManifestError(
+                        f"{self.path}: patient {patient_id} is in {split_of_patient[patient_id]} and in {split}; "
+                        f"results would be worthless. {_NEXT_STEP}"
+                    )
+
+    def cases(self, split: str | Sequence[str], max_cases: int | None = None) -> list[dict[str, Any]]:
+        """Return the cases of one or several splits, with absolute paths and labels as floats (unknown is NaN).
+
+        Args:
+            split: "training", "validation", "test", or several of them.
+            max_cases: keep the first so many; None keeps all.
+
+        Raises:
+            ManifestError: if there is no such split, or it has no case.
+        """
+        names = [split] if isinstance(split, str) else list(split)
+        unknown = [name for name in names if name not in SPLITS]
+        if unknown:
+            raise ManifestError(f"{self.path}: no split {unknown[0]!r}; the splits are {list(SPLITS)}.")
+        cases = [self._resolve(case) for name in names for case in self._cases[name]][:max_cases]
+        if not cases:
+            counts = {name: len(self._cases[name]) for name in SPLITS}
+            raise ManifestError(f"{self.path}: no case in {' or '.join(names)} (the manifest has {counts}). {_NEXT_STEP}")
+        return cases
+
+    def _resolve(self, case: dict[str, Any]) -> dict[str, Any]:
+        folder = self.path.parent
+        labels = [math.nan if value is None else float(value) for value in case["labels"]]
+        return {
+            **case,
+            "image": str(folder / case["image"]),
+            "geometry": str(folder / case["geometry"]),
+            "labels": labels or [math.nan] * len(self.label_names),
+            "lesion_masks": {disease: str(folder / path) for disease, path in case["lesion_masks"].items()},
+        }

@@ -1,0 +1,76 @@
+"""Datasets whose random draws depend on the sample and the epoch, not on workers, ranks or what ran before.
+
+This is what makes an interrupted run continue on the very curve it would have had, and two ranks compute what one computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from monai.transforms import Randomizable
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+__all__ = ["EpochIndex", "SeededDataset", "SeededSampler"]
+
+
+class EpochIndex(NamedTuple):
+    """Which sample, in which epoch. The epoch travels with the index, because a worker process would not see it change."""
+
+    epoch: int
+    index: int
+
+
+class SeededDataset(Dataset):
+    """Applies a transform whose random state is set from (seed, epoch, index) before each sample.
+
+    Args:
+        data: one item per sample.
+        transform: applied to each item; its random parts are MONAI `Randomizable`.
+        seed: of the whole run.
+    """
+
+    def __init__(self, data: Sequence[Any], transform: Callable[[Any], Any], seed: int = 0) -> None:
+        self.data = data
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: EpochIndex | tuple[int, int] | int) -> Any:
+        """Return the transformed sample; a plain index means epoch 0."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if isinstance(self.transform, Randomizable):
+            digest = hashlib.sha256(f"{self.seed} {epoch} {index}".encode()).digest()
+            self.transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
+        return self.transform(self.data[index])
+
+
+class SeededSampler(DistributedSampler):
+    """Yields `EpochIndex`, shuffled by (seed, epoch), this rank's share of them.
+
+    It works alike with one process and with many (WORLD_SIZE and RANK as torchrun sets them). MONAI's engines tell it the epoch. Consecutive samples go to different
+    ranks, so batches of n on k ranks hold together the very samples that one batch of n · k holds on one rank.
+
+    Args:
+        dataset: what to sample from.
+        shuffle: False also keeps the epoch at 0, so that validation draws the same every time.
+        seed: of the whole run.
+    """
+
+    def __init__(self, dataset: Dataset, shuffle: bool = True, seed: int = 0) -> None:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        super().__init__(dataset, world_size, int(os.environ.get("RANK", "0")), shuffle=shuffle, seed=seed)
+
+    def __iter__(self) -> Iterator[EpochIndex]:  # type: ignore[override]
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        size = len(self.dataset)  # type: ignore[arg-type]
+        order = torch.randperm(size, generator=generator).tolist() if self.shuffle else list(range(size))
+        order = (order * (self.total_size // max(size, 1) + 1))[: self.total_size]  # ranks get equal numbers
+        epoch = self.epoch if self.shuffle else 0
+        return iter([EpochIndex(epoch, index) for index in order[self.rank :: self.num_replicas]])

@@ -1,0 +1,258 @@
+"""The vision encoder: a CT volume in, one global, 20 region and all local features out.
+
+Shape letters: B batch; D, H, W the token grid; N = D H W tokens; P = H W places in a slab; R regions; C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
+
+from ...data.anatomical_regions import NUM_REGIONS
+from ..blocks import AnatomicalStructureEncoder, VolumeTransformerBlock
+from ..layers import (
+    FullAttention,
+    RegionAwareAttention,
+    RotaryDepthEmbedding,
+    SineCosinePositionEmbedding,
+    SliceAwareAttention,
+    token_centres_mm,
+)
+
+__all__ = ["RegionTokenEncoder", "ThreeDVisionEncoder", "VisionFeatures", "region_shares_of_mask"]
+
+ATTENTION_LAYERS: dict[str, type[nn.Module]] = {"slice_aware": SliceAwareAttention, "full": FullAttention}
+
+
+class VisionFeatures(NamedTuple):
+    """What the encoder gives.
+
+    Attributes:
+        global_features: (B, C), of the whole volume.
+        local_features: (B, N, C), one per token, ordered z, then y, then x.
+        region_features: (B, R, C), one per anatomical region.
+        region_logits: (B, N, 1 + R), before the softmax over background and regions.
+        token_mask: (B, N) bool, True for tokens that hold real voxels; None where nothing was padded.
+    """
+
+    global_features: Tensor
+    local_features: Tensor
+    region_features: Tensor
+    region_logits: Tensor
+    token_mask: Tensor | None
+
+
+def region_shares_of_mask(anatomical_mask: Tensor, patch_size: Sequence[int], num_regions: int = NUM_REGIONS) -> Tensor:
+    """Return the share of background and of each region in each token.
+
+    Args:
+        anatomical_mask: (B, D, H, W) integers 0 to `num_regions`; sizes that are not multiples of the patch are filled with background.
+        patch_size: (D, H, W) voxels of a token.
+
+    Returns:
+        (B, N, 1 + R) in [0, 1]; sums to 1 in each token.
+    """
+    size = anatomical_mask.shape[1:]
+    padding = [(-s) % p for s, p in zip(size, patch_size, strict=True)]
+    padded = pad(anatomical_mask, (0, padding[2], 0, padding[1], 0, padding[0]))
+    (depth, height, width), (p_d, p_h, p_w) = padded.shape[1:], patch_size
+    patches = padded.view(-1, depth // p_d, p_d, height // p_h, p_h, width // p_w, p_w).permute(0, 1, 3, 5, 2, 4, 6)
+    labels = patches.reshape(len(padded), -1, p_d * p_h * p_w).long()
+    counts = torch.zeros(*labels.shape[:2], num_regions + 1, device=labels.device)
+    counts.scatter_add_(2, labels, torch.ones_like(labels, dtype=counts.dtype))
+    return counts / labels.shape[-1]
+
+
+class ThreeDVisionEncoder(nn.Module):
+    """Vision transformer for CT volumes with slice-aware and region-aware attention.
+
+    The trunk turns the volume into local features. A linear layer predicts which part of each token belongs to which of the regions; together
+    with the anatomical mask, where there is one, this tells `AnatomicalStructureEncoder` and `RegionAwareAttention` where the regions are.
+
+    Full size is the default: 64 × 512 × 512 voxels make 16 × 32 × 32 = 16,384 tokens.
+
+    Args:
+        in_channels: intensity windows of the input.
+        patch_size: (D, H, W) voxels of a token.
+        hidden_size: channels C.
+        num_layers: transformer blocks.
+        num_heads: attention heads.
+        num_depth_heads: heads that look along depth instead of inside the slab.
+        mlp_dim: hidden channels of the MLPs.
+        num_regions: anatomical regions R.
+        attention: "slice_aware", or "full" for comparison.
+        reference_spacing_mm: voxel spacing [z, y, x] assumed where `forward` is given none.
+        use_checkpoint: recompute each block in the backward pass to save memory.
+
+    Raises:
+        ValueError: if `attention` is not one of the two.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        patch_size: Sequence[int] = (4, 16, 16),
+        hidden_size: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        num_depth_heads: int = 3,
+        mlp_dim: int = 3072,
+        num_regions: int = NUM_REGIONS,
+        attention: str = "slice_aware",
+        reference_spacing_mm: Sequence[float] = (4.7, 0.74, 0.74),
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if attention not in ATTENTION_LAYERS:
+            raise ValueError(f"attention must be one of {sorted(ATTENTION_LAYERS)}, got {attention!r}.")
+        self.in_channels = in_channels
+        self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
+        self.hidden_size = hidden_size
+        self.num_regions = num_regions
+        self.use_checkpoint = use_checkpoint
+        self.register_buffer(
+            "reference_spacing_mm", torch.tensor(reference_spacing_mm, dtype=torch.float32), persistent=False
+        )
+        self.patch_embedding = nn.Conv3d(in_channels, hidden_size, self.patch_size, stride=self.patch_size)
+        self.mask_token = nn.Parameter(torch.zeros(hidden_size))
+        self.position_embedding = SineCosinePositionEmbedding(hidden_size)
+        self.depth_rotation = RotaryDepthEmbedding(hidden_size // num_heads)
+        self.blocks = nn.ModuleList(
+            VolumeTransformerBlock(hidden_size, num_heads, num_depth_heads, mlp_dim, ATTENTION_LAYERS[attention])
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+        self.region_classifier = nn.Linear(hidden_size, 1 + num_regions)
+        self.structure_encoder = AnatomicalStructureEncoder(hidden_size, num_regions)
+        self.region_attention = RegionAwareAttention(hidden_size, num_heads)
+        self.region_norm = nn.LayerNorm(hidden_size)
+        self.apply(_initialise)
+
+    def forward(
+        self,
+        image: Tensor,
+        anatomical_mask: Tensor | None = None,
+        spacing_mm: Tensor | None = None,
+        use_anatomical_mask: Tensor | None = None,
+        valid_size: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+    ) -> VisionFeatures:
+        """Encode volumes.
+
+        Args:
+            image: (B, in_channels, d, h, w) in [0, 1]; sizes that are not multiples of the patch are padded here.
+            anatomical_mask: (B, d, h, w) integers 0 to R, or None.
+            spacing_mm: (B, 3) voxel spacing [z, y, x]; None assumes `reference_spacing_mm`.
+            use_anatomical_mask: (B,) bool, True for volumes whose mask is to be used; None uses every mask given. The others are encoded
+                with the predicted shares.
+            valid_size: (B, 3) voxels [d, h, w] of each volume before it was padded to the batch's size; None where nothing was.
+            patch_mask: (B, N) bool, True for tokens to hide behind the mask token (pre-training).
+
+        Returns:
+            The features; see `VisionFeatures`.
+
+        Raises:
+            ValueError: if the image has not the channels of the network.
+        """
+        if image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"the encoder was built for {self.in_channels} input channel(s) (intensity windows), got an image of shape "
+                f"{tuple(image.shape)}; prepare the data with as many --window names, or set in_channels."
+            )
+        spacing_mm = self.reference_spacing_mm.expand(len(image), 3) if spacing_mm is None else spacing_mm
+        size = image.shape[2:]
+        padding = [(-s) % p for s, p in zip(size, self.patch_size, strict=True)]
+        if any(padding):
+            image = pad(image, (0, padding[2], 0, padding[1], 0, padding[0]))
+            if valid_size is None:
+                valid_size = torch.tensor([tuple(size)], device=image.device).expand(len(image), 3)
+
+        tokens = self.patch_embedding(image).permute(0, 2, 3, 4, 1)  # (B, D, H, W, C)
+        depth, height, width = tokens.shape[1:4]
+        if patch_mask is not None:
+            hidden = patch_mask.view(-1, depth, height, width, 1)
+            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+        centres_mm = token_centres_mm((depth, height, width), self.patch_size, spacing_mm, valid_size)
+        tokens = (tokens + self.position_embedding(*centres_mm).to(tokens.dtype)).flatten(2, 3)  # (B, D, P, C)
+        grid_mask = self._token_mask((depth, height, width), valid_size)
+
+        rotation = self.depth_rotation(centres_mm[0])
+        for block in self.blocks:
+            if self.use_checkpoint and self.training:
+                tokens = checkpoint(block, tokens, rotation, grid_mask, use_reentrant=False)
+            else:
+                tokens = block(tokens, rotation, grid_mask)
+        local_features = self.norm(tokens).flatten(1, 2)
+        token_mask = grid_mask.flatten(1) if grid_mask is not None else None
+
+        region_logits = self.region_classifier(local_features)
+        shares = self._region_shares(region_logits, anatomical_mask, use_anatomical_mask)
+        if token_mask is not None:
+            shares = shares * token_mask[..., None]
+        positions_mm = torch.stack(
+            [
+                centres_mm[0][:, :, None, None].expand(-1, depth, height, width),
+                centres_mm[1][:, None, :, None].expand(-1, depth, height, width),
+                centres_mm[2][:, None, None, :].expand(-1, depth, height, width),
+            ],
+            dim=-1,
+        ).flatten(1, 3)
+        queries = self.structure_encoder(shares[..., 1:].transpose(1, 2), positions_mm)
+        whole_volume = torch.ones_like(shares[..., :1])
+        query_shares = torch.cat([whole_volume, shares[..., 1:]], dim=-1).transpose(1, 2)
+        gathered = self.region_norm(self.region_attention(queries, local_features, query_shares, token_mask))
+        return VisionFeatures(gathered[:, 0], local_features, gathered[:, 1:], region_logits, token_mask)
+
+    def _token_mask(self, grid_size: tuple[int, int, int], valid_size: Tensor | None) -> Tensor | None:
+        """Return (B, D, P) bool, True for tokens with at least one real voxel; None where nothing was padded."""
+        if valid_size is None:
+            return None
+        inside = [
+            torch.arange(grid_size[axis], device=valid_size.device) * self.patch_size[axis] < valid_size[:, axis, None]
+            for axis in range(3)
+        ]
+        return (inside[0][:, :, None, None] & inside[1][:, None, :, None] & inside[2][:, None, None, :]).flatten(2)
+
+    def _region_shares(
+        self, region_logits: Tensor, anatomical_mask: Tensor | None, use_anatomical_mask: Tensor | None
+    ) -> Tensor:
+        """Return (B, N, 1 + R): measured where a mask is to be used, else predicted.
+
+        The prediction is detached: only masks teach the encoder where regions are, or it could move a region to wherever a text loss likes.
+        """
+        predicted = region_logits.detach().float().softmax(-1)
+        if anatomical_mask is None:
+            return predicted
+        measured = region_shares_of_mask(anatomical_mask, self.patch_size, self.num_regions)
+        if use_anatomical_mask is None:
+            return measured
+        return torch.where(use_anatomical_mask.view(-1, 1, 1), measured, predicted)
+
+
+class RegionTokenEncoder(ThreeDVisionEncoder):
+    """`ThreeDVisionEncoder` for export: one image in, one tensor out, the same weights under the same names."""
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """Return (B, 1 + R, C): the global feature, then the region features, found without a mask.
+
+        Args:
+            image: (B, in_channels, d, h, w) in [0, 1], of `reference_spacing_mm`.
+        """
+        features = super().forward(image)
+        return torch.cat([features.global_features[:, None], features.region_features], dim=1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Truncated normal of 0.02 for linear layers, as ViT; the patch convolution as a linear layer on its patch."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv3d):
+        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
