@@ -15,8 +15,9 @@ INTENSITY_WINDOWS: dict[str, tuple[float, float]] = {
     "bone": (400.0, 1800.0),
     "wide": (0.0, 2000.0),
 }
-"""Name -> (centre, width) in HU. `soft_tissue` is the default; the description this package follows calls 40 / 400 its lung window, but aerated
-lung (about -850 HU) is plain black in it. `wide` spans ±1000 HU, which keeps air, lung and bone apart in one channel."""
+"""Name -> (centre, width) in HU. `soft_tissue` is the default; the description this package follows calls 40 / 400 its
+lung window, but aerated lung (about -850 HU) is plain black in it. `wide` spans ±1000 HU, which keeps air, lung and
+bone apart in one channel."""
 
 DEFAULT_WINDOW = "soft_tissue"
 
@@ -38,10 +39,11 @@ def window_centre_width(window: str | tuple[float, float]) -> tuple[float, float
 
 
 def apply_window(hu: np.ndarray, window: str | tuple[float, float] = DEFAULT_WINDOW) -> np.ndarray:
-    """Map HU to uint8: 0 at centre - width / 2 and below, 255 at centre + width / 2 and above, linear and rounded half to even between.
+    """Map HU to uint8: 0 at centre - width / 2 and below, 255 at centre + width / 2 and above, linear and rounded half
+    to even between.
 
-    Source: DICOM PS3.3 C.11.2.1.3.2, VOI LUT function LINEAR_EXACT. The value is computed in float32 for every input type, so an int16 volume and the
-    same volume as float32 give the same bytes.
+    Source: DICOM PS3.3 C.11.2.1.3.2, VOI LUT function LINEAR_EXACT. The value is computed in float32 for every input
+    type, so an int16 volume and the same volume as float32 give the same bytes.
 
     Args:
         hu: any shape, int16 or floating, in HU.

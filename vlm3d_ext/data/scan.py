@@ -13,7 +13,8 @@ __all__ = ["Rescale", "Scan", "UnusableScanError"]
 
 
 class UnusableScanError(ValueError):
-    """A scan or mask file that must not be used; the message is one line: file, value found, what was expected, what to do."""
+    """A scan or mask file that must not be used; the message is one line: file, value found, what was expected, what to
+    do."""
 
 
 class Rescale(NamedTuple):
@@ -28,8 +29,8 @@ class Scan:
     """One CT volume in Hounsfield units. Holds no identifiers of the patient.
 
     Args:
-        hu: (D, H, W), int16 where every value is a whole number in its range, else float32; LPS canonical, C-contiguous; values outside the
-            scanner's field of view are -1024.
+        hu: (D, H, W), int16 where every value is a whole number in its range, else float32; LPS canonical,
+            C-contiguous; values outside the scanner's field of view are -1024.
         geometry: grid of `hu`. Axes are permuted and flipped to LPS; an oblique scan's rotation stays in the affine.
         source_geometry: the grid as stored in the file, where a mask has to go back to.
         source_format: "nifti" or "dicom".

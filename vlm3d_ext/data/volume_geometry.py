@@ -1,7 +1,7 @@
 """Where the voxels of a volume lie in the patient.
 
-Arrays are `(D, H, W)` = `[k, j, i]`; world positions are LPS millimetres (x towards the patient's Left, y Posterior, z Superior). NIfTI's RAS
-differs by the sign of x and y.
+Arrays are `(D, H, W)` = `[k, j, i]`; world positions are LPS millimetres (x towards the patient's Left, y Posterior, z
+Superior). NIfTI's RAS differs by the sign of x and y.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ class VolumeGeometry:
 
     Args:
         shape: `(D, H, W)` = numbers of voxels along k, j, i.
-        affine_lps: 4 × 4, float64; maps the index column `(i, j, k, 1)` (note the order: the *last* array axis first) to the LPS position
-            of the voxel's centre in mm.
+        affine_lps: 4 × 4, float64; maps the index column `(i, j, k, 1)` (note the order: the *last* array axis first)
+            to the LPS position of the voxel's centre in mm.
 
     Raises:
-        ValueError: if the shape is not three positive integers, or the affine is not 4 × 4, finite, invertible, with last row 0 0 0 1.
+        ValueError: if the shape is not three positive integers, or the affine is not 4 × 4, finite, invertible, with
+            last row 0 0 0 1.
 
     Example:
         >>> geometry = VolumeGeometry((60, 201, 204), np.diag([0.977, 0.977, 3.0, 1.0]))
@@ -67,7 +68,8 @@ class VolumeGeometry:
         spacing_mm: tuple[float, float, float] | list[float],
         origin_lps: tuple[float, float, float] = (0.0, 0.0, 0.0),
     ) -> VolumeGeometry:
-        """Return a geometry whose axes are the patient's: spacing `[z, y, x]` in mm, the centre of voxel (0, 0, 0) at `origin_lps` (x, y, z)."""
+        """Return a geometry whose axes are the patient's: spacing `[z, y, x]` in mm, the centre of voxel (0, 0, 0) at
+        `origin_lps` (x, y, z)."""
         affine = np.diag([*reversed([float(s) for s in spacing_mm]), 1.0])
         affine[:3, 3] = origin_lps
         return cls(shape, affine)
@@ -126,7 +128,8 @@ class VolumeGeometry:
 
     @property
     def axis_codes(self) -> str:
-        """Directions in which i, j, k grow, to the nearest patient axis: "LPS" for our canonical order, "RAS" for NIfTI's usual one."""
+        """Directions in which i, j, k grow, to the nearest patient axis: "LPS" for our canonical order, "RAS" for
+        NIfTI's usual one."""
         return "".join(_LPS_AXIS_CODES[int(axis)][int(sign > 0)] for axis, sign in io_orientation(self.affine_lps))
 
     @property
@@ -136,7 +139,8 @@ class VolumeGeometry:
         return float(np.abs(gram - np.diag(np.diag(gram))).max())
 
     def positions_lps(self, indices_kji: np.ndarray) -> np.ndarray:
-        """Return the LPS positions (N, 3) = (x, y, z) in mm of array indices (N, 3) = (k, j, i), which may be fractional."""
+        """Return the LPS positions (N, 3) = (x, y, z) in mm of array indices (N, 3) = (k, j, i), which may be
+        fractional."""
         return np.asarray(indices_kji, dtype=np.float64)[:, ::-1] @ self.affine_lps[:3, :3].T + self.affine_lps[:3, 3]
 
     def is_close(self, other: VolumeGeometry, tolerance_mm: float = 0.01) -> bool:
@@ -151,7 +155,8 @@ class VolumeGeometry:
         return bool(np.linalg.norm(offsets, axis=1).max() <= tolerance_mm)
 
     def canonical(self) -> VolumeGeometry:
-        """Return this grid with its axes permuted and flipped to LPS; voxels stay where they are, a rotation stays in the affine."""
+        """Return this grid with its axes permuted and flipped to LPS; voxels stay where they are, a rotation stays in
+        the affine."""
         orientation = io_orientation(self.affine_lps)
         shape_ijk = self.shape[::-1]
         shape = [0, 0, 0]
