@@ -1,0 +1,204 @@
+"""From one grid to another and back: images, label maps, masks.
+
+The window is applied after resampling: a mean of HU is a HU, a mean of clipped grey levels is not.
+"""
+
+from __future__ import annotations
+
+import os
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+
+from vlm3d_ext.data.area_averaging import average_onto_coarser_axes
+from vlm3d_ext.data.atomic_files import write_gzip
+from vlm3d_ext.data.depth_policies import DEPTH_POLICIES, target_geometry
+from vlm3d_ext.data.hounsfield_units import AIR_HU
+from vlm3d_ext.data.volume_geometry import VolumeGeometry
+
+__all__ = [
+    "DEPTH_POLICIES",
+    "resample_binary_mask",
+    "resample_mask",
+    "resample_volume",
+    "restore_mask",
+    "target_geometry",
+    "write_mask_nifti",
+]
+
+# ITK cuts fractions off integers, so a mask is interpolated between 0 and this. The threshold lies one step below the
+# half: a voxel exactly between inside and outside counts as inside on both ends of a lesion, not on the end that
+# rounding happens to favour.
+_INSIDE = 20_000
+_INSIDE_THRESHOLD = _INSIDE // 2 - 1
+
+
+def resample_volume(
+    array: np.ndarray,
+    geometry: VolumeGeometry,
+    target: VolumeGeometry,
+    order: str = "linear",
+    fill: float = AIR_HU,
+    antialias: bool = True,
+) -> np.ndarray:
+    """Sample an image on another grid.
+
+    Args:
+        array: (D, H, W), int16 or float32, on `geometry`.
+        geometry: grid of `array`.
+        target: grid wanted; parallel to `geometry` if `antialias`.
+        order: "linear" or "nearest".
+        fill: value outside `array`, in HU for a scan.
+        antialias: with "linear", average over the new voxel along every axis that becomes coarser, as thicker slices
+            would; see `vlm3d_ext.data.area_averaging`. Without it the value at the new voxel's centre is taken, and
+            slices in between are not seen at all.
+
+    Returns:
+        Array of `target.shape`; float32 for "linear", the dtype of `array` for "nearest".
+
+    Raises:
+        ValueError: for an unknown order, an array that does not fit its grid, or grids that are not parallel with
+            `antialias`.
+    """
+    if order not in ("linear", "nearest"):
+        raise ValueError(f"order must be 'linear' or 'nearest', got {order!r}.")
+    _check_fits(array, geometry)
+    if order == "nearest":
+        return _sampled(array, geometry, target, sitk.sitkNearestNeighbor, fill)
+    if antialias:
+        array, geometry = average_onto_coarser_axes(array, geometry, target, fill)
+        if geometry.is_close(target, tolerance_mm=1e-6):
+            return array.astype(np.float32, copy=False)
+    return _sampled(array, geometry, target, sitk.sitkLinear, fill, sitk.sitkFloat32)
+
+
+def resample_mask(labels: np.ndarray, geometry: VolumeGeometry, target: VolumeGeometry) -> np.ndarray:
+    """Sample a label map on another grid, by the nearest voxel: the only choice that invents no label.
+
+    Args:
+        labels: (D, H, W), bool or integers.
+        geometry: grid of `labels`.
+        target: grid wanted; any axes.
+
+    Returns:
+        Array of `target.shape` in the dtype of `labels` (uint8 for bool); 0 outside `geometry`.
+
+    Raises:
+        ValueError: for another dtype, or an array that does not fit its grid.
+    """
+    return _sampled(_integers(labels, geometry), geometry, target, sitk.sitkNearestNeighbor, 0)
+
+
+def resample_binary_mask(mask: np.ndarray, geometry: VolumeGeometry, target: VolumeGeometry) -> np.ndarray:
+    """Sample a mask of 0 and 1 on another grid: interpolate linearly, keep what reaches one half.
+
+    The surface then lies where it lay, to a fraction of a voxel; the nearest voxel would move it by up to half of one
+    and leave steps.
+
+    Args:
+        mask: (D, H, W), bool or integers 0 / 1.
+        geometry: grid of `mask`.
+        target: grid wanted; any axes.
+
+    Returns:
+        uint8 array of `target.shape`, 0 / 1; 0 outside `geometry`.
+
+    Raises:
+        ValueError: for another dtype, other values, or an array that does not fit its grid.
+    """
+    mask = _integers(mask, geometry)
+    lowest, highest = int(mask.min()), int(mask.max())
+    if lowest < 0 or highest > 1:
+        raise ValueError(
+            f"a binary mask holds 0 and 1, got values from {lowest} to {highest}; treat it as a label map."
+        )
+    if highest == 0:
+        return np.zeros(target.shape, dtype=np.uint8)
+    graded = mask.astype(np.int16) * np.int16(_INSIDE)
+    return (_sampled(graded, geometry, target, sitk.sitkLinear, 0) >= _INSIDE_THRESHOLD).view(np.uint8)
+
+
+def restore_mask(
+    mask: np.ndarray, prepared_geometry: VolumeGeometry, source_geometry: VolumeGeometry, labels: bool = False
+) -> np.ndarray:
+    """Bring a mask from a prepared grid back onto the scan's own stored grid, in the file's own axis order.
+
+    Args:
+        mask: (D, H, W) on the prepared grid.
+        prepared_geometry: that grid.
+        source_geometry: the scan's grid as stored (`Scan.source_geometry`), any orientation.
+        labels: whether `mask` is a label map (`resample_mask`) rather than binary (`resample_binary_mask`).
+
+    Returns:
+        Array of `source_geometry.shape`, C-contiguous; voxels that the prepared grid did not cover are 0.
+
+    Raises:
+        ValueError: as the resampling functions do.
+    """
+    resample = resample_mask if labels else resample_binary_mask
+    canonical = resample(mask, prepared_geometry, source_geometry.canonical())
+    return np.ascontiguousarray(source_geometry.from_canonical(canonical))
+
+
+def write_mask_nifti(path: str | os.PathLike, mask: np.ndarray, source_geometry: VolumeGeometry) -> None:
+    """Write a mask as .nii.gz whose affine is that of the scan it was drawn on. Same content, same bytes; the file is
+    whole or absent.
+
+    Args:
+        path: name ending in .nii.gz.
+        mask: (D, H, W) on `source_geometry`, bool, uint8 or uint16.
+        source_geometry: the grid, with the axes as stored.
+
+    Raises:
+        ValueError: if the name, the dtype or the shape does not fit.
+        OSError: if the file cannot be written.
+    """
+    if not os.fspath(path).endswith(".nii.gz"):
+        raise ValueError(f"{path}: a mask's file name must end in .nii.gz; rename it.")
+    if mask.dtype not in (np.bool_, np.uint8, np.uint16):
+        raise ValueError(f"{path}: a mask must be bool, uint8 or uint16, got {mask.dtype}; convert it first.")
+    _check_fits(mask, source_geometry)
+    values = mask.astype(np.uint8) if mask.dtype == bool else mask
+    image = nib.Nifti1Image(values.T, source_geometry.affine_ras)
+    image.set_sform(source_geometry.affine_ras, code="scanner")
+    image.set_qform(source_geometry.affine_ras, code="scanner")
+    image.header.set_xyzt_units("mm")
+    write_gzip(path, image.to_bytes())
+
+
+def _check_fits(array: np.ndarray, geometry: VolumeGeometry) -> None:
+    if array.shape != geometry.shape:
+        raise ValueError(f"the array has shape {array.shape}, but its grid has {geometry.shape}.")
+
+
+def _integers(mask: np.ndarray, geometry: VolumeGeometry) -> np.ndarray:
+    _check_fits(mask, geometry)
+    if mask.dtype.kind not in "biu":
+        raise ValueError(f"a mask must hold booleans or integers, got {mask.dtype}; threshold it first.")
+    return mask.view(np.uint8) if mask.dtype == bool else mask
+
+
+def _sampled(
+    array: np.ndarray,
+    geometry: VolumeGeometry,
+    target: VolumeGeometry,
+    interpolator: int,
+    fill: float,
+    pixel_type: int = sitk.sitkUnknown,
+) -> np.ndarray:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.spacing_mm[::-1])
+    image.SetOrigin(geometry.affine_lps[:3, 3].tolist())
+    image.SetDirection(geometry.directions.ravel().tolist())
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize(target.shape[::-1])
+    resampler.SetOutputSpacing(target.spacing_mm[::-1])
+    resampler.SetOutputOrigin(target.affine_lps[:3, 3].tolist())
+    resampler.SetOutputDirection(target.directions.ravel().tolist())
+    resampler.SetInterpolator(interpolator)
+    resampler.SetDefaultPixelValue(fill)
+    resampler.SetOutputPixelType(pixel_type)
+    # Preparation runs one process per core; threads inside each would only compete.
+    resampler.SetNumberOfThreads(1)
+    return sitk.GetArrayFromImage(resampler.Execute(image))
