@@ -1,4 +1,4 @@
-from .encoder_pretraining import EncoderPretraining
+from .encoder_pretraining import EncoderPretraining, PretrainingHeads
 from .three_d_vision_encoder import RegionTokenEncoder, ThreeDVisionEncoder, VisionFeatures
 
-__all__ = ["EncoderPretraining", "RegionTokenEncoder", "ThreeDVisionEncoder", "VisionFeatures"]
+__all__ = ["EncoderPretraining", "PretrainingHeads", "RegionTokenEncoder", "ThreeDVisionEncoder", "VisionFeatures"]

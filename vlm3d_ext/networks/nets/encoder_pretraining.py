@@ -12,7 +12,7 @@ from ...losses import masked_reconstruction_loss, region_share_loss, sentence_al
 from ..blocks import HashedNgramSentenceEncoder
 from .three_d_vision_encoder import ThreeDVisionEncoder, region_shares_of_mask
 
-__all__ = ["EncoderPretraining", "volume_to_patches"]
+__all__ = ["EncoderPretraining", "PretrainingHeads", "volume_to_patches"]
 
 
 def volume_to_patches(image: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
@@ -25,37 +25,69 @@ def volume_to_patches(image: Tensor, patch_size: tuple[int, int, int]) -> Tensor
     return patches.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels * p_d * p_h * p_w)
 
 
-class EncoderPretraining(nn.Module):
-    """Runs the encoder on a partly hidden volume and returns three losses.
-
-    ``reconstruction``: hidden patches from what is left (`masked_reconstruction_loss`). ``region_share``: which regions a token belongs to
-    (`region_share_loss`). ``report_alignment``: which sentences are said of this scan (`sentence_alignment_loss`), where a sentence about certain regions
-    is compared with the mean of those regions' features, and any other sentence with the global feature.
+class PretrainingHeads(nn.Module):
+    """What pre-training adds to the encoder: a reconstruction layer, a sentence encoder, and the space where image and text meet.
 
     Args:
-        encoder: the encoder to train; its weights are what later bundles use.
+        hidden_size: channels C of the encoder.
+        patch_voxels: voxels of a token times input channels.
         num_text_buckets: ids of the hashed n-grams.
         text_embedding_dim: channels of their embeddings.
-        projection_dim: channels of the space where text and image meet.
+        projection_dim: channels of the common space.
         initial_logit_bias: start of the bias b in scale · cosine + b; near the log odds of a true sentence among those drawn.
     """
 
     def __init__(
         self,
-        encoder: ThreeDVisionEncoder,
+        hidden_size: int = 768,
+        patch_voxels: int = 4 * 16 * 16,
         num_text_buckets: int = 16384,
         text_embedding_dim: int = 128,
         projection_dim: int = 512,
         initial_logit_bias: float = -1.0,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        patch_voxels = math.prod(encoder.patch_size) * encoder.in_channels
-        self.reconstruction_head = nn.Linear(encoder.hidden_size, patch_voxels)
+        self.reconstruction = nn.Linear(hidden_size, patch_voxels)
         self.sentence_encoder = HashedNgramSentenceEncoder(num_text_buckets, text_embedding_dim, projection_dim)
-        self.image_projection = nn.Linear(encoder.hidden_size, projection_dim)
+        self.image_projection = nn.Linear(hidden_size, projection_dim)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.logit_bias = nn.Parameter(torch.tensor(initial_logit_bias))
+
+    def sentence_logits(
+        self, global_features: Tensor, region_features: Tensor, sentence_ngrams: Tensor, sentence_regions: Tensor
+    ) -> Tensor:
+        """Return (B, S): scale · cosine(sentence, the features it speaks of) + bias.
+
+        Args:
+            global_features: (B, C).
+            region_features: (B, R, C).
+            sentence_ngrams: (B, S, L) ids, padded with 0.
+            sentence_regions: (B, S, R) bool; a sentence about certain regions meets the mean of their features, any other the global feature.
+        """
+        regions = sentence_regions.to(region_features.dtype)
+        num_regions = regions.sum(-1, keepdim=True)
+        region_mean = torch.bmm(regions, region_features) / num_regions.clamp_min(1)
+        image_side = torch.where(num_regions > 0, region_mean, global_features[:, None])
+        image_side = normalize(self.image_projection(image_side), dim=-1)
+        text_side = normalize(self.sentence_encoder(sentence_ngrams), dim=-1)
+        return self.log_logit_scale.exp() * (image_side * text_side).sum(-1) + self.logit_bias
+
+
+class EncoderPretraining(nn.Module):
+    """Runs the encoder on a partly hidden volume and returns three losses.
+
+    ``reconstruction``: hidden patches from what is left (`masked_reconstruction_loss`). ``region_share``: which regions a token belongs to
+    (`region_share_loss`). ``report_alignment``: which sentences are said of this scan (`sentence_alignment_loss`).
+
+    Args:
+        encoder: the encoder to train; its weights are what later bundles use.
+        heads: the rest, which no later bundle needs.
+    """
+
+    def __init__(self, encoder: ThreeDVisionEncoder, heads: PretrainingHeads) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = heads
 
     def forward(
         self,
@@ -93,13 +125,13 @@ class EncoderPretraining(nn.Module):
         )
         patches = volume_to_patches(image, self.encoder.patch_size)
         shares = region_shares_of_mask(anatomical_mask, self.encoder.patch_size, self.encoder.num_regions)
-        logits = self.sentence_logits(
+        logits = self.heads.sentence_logits(
             features.global_features, features.region_features, sentence_ngrams, sentence_regions
         )
         return {
             "losses": {
                 "reconstruction": masked_reconstruction_loss(
-                    self.reconstruction_head(features.local_features), patches, patch_mask
+                    self.heads.reconstruction(features.local_features), patches, patch_mask
                 ),
                 "region_share": region_share_loss(
                     features.region_logits, shares, has_anatomical_mask, features.token_mask
@@ -107,15 +139,3 @@ class EncoderPretraining(nn.Module):
                 "report_alignment": sentence_alignment_loss(logits, sentence_is_true, sentence_mask),
             }
         }
-
-    def sentence_logits(
-        self, global_features: Tensor, region_features: Tensor, sentence_ngrams: Tensor, sentence_regions: Tensor
-    ) -> Tensor:
-        """Return (B, S): scale · cosine(sentence, the features it speaks of) + bias."""
-        regions = sentence_regions.to(region_features.dtype)
-        num_regions = regions.sum(-1, keepdim=True)
-        region_mean = torch.bmm(regions, region_features) / num_regions.clamp_min(1)
-        image_side = torch.where(num_regions > 0, region_mean, global_features[:, None])
-        image_side = normalize(self.image_projection(image_side), dim=-1)
-        text_side = normalize(self.sentence_encoder(sentence_ngrams), dim=-1)
-        return self.log_logit_scale.exp() * (image_side * text_side).sum(-1) + self.logit_bias

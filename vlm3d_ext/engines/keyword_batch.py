@@ -1,0 +1,38 @@
+"""From a batch to the arguments of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch
+
+__all__ = ["PrepareKeywordBatch"]
+
+
+class PrepareKeywordBatch(PrepareBatch):
+    """Passes ``image`` to the network, and every other tensor of the batch as a keyword argument of the same name.
+
+    Args:
+        keys: the entries to pass on; None passes all tensors but ``image`` and those in `exclude`.
+        exclude: entries the network does not take.
+    """
+
+    def __init__(self, keys: Sequence[str] | None = None, exclude: Sequence[str] = ("labels",)) -> None:
+        self.keys = keys
+        self.exclude = frozenset(exclude) | {"image"}
+
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None, tuple, dict[str, torch.Tensor]]:
+        """Return image, no target, no positional and the keyword arguments, all on `device`."""
+        names = self.keys
+        if names is None:
+            names = [k for k, v in batchdata.items() if isinstance(v, torch.Tensor) and k not in self.exclude]
+        moved = {name: batchdata[name].to(device, non_blocking=non_blocking, **kwargs) for name in names}
+        return batchdata["image"].to(device, non_blocking=non_blocking, **kwargs), None, (), moved

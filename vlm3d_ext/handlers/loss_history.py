@@ -1,0 +1,85 @@
+"""The whole curve of a run in one file."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator, Trainer
+
+from ..data.atomic_files import write_json
+
+__all__ = ["LossHistory"]
+
+
+class LossHistory:
+    """Keeps a row per epoch and writes all rows to a JSON file after each: mean training losses, learning rates, validation metrics.
+
+    It has a `state_dict`, so a resumed run continues the rows of the interrupted one. Goes to the trainer's handlers after the validation, and to
+    the evaluator's.
+
+    Args:
+        path: the JSON file, a list of rows ``{"epoch", "iteration", "loss", "losses", "learning_rates", "validation"}``.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._validation: dict[str, float] | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer, or to its evaluator."""
+        if isinstance(engine, Trainer):
+            engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        elif isinstance(engine, Evaluator):
+            engine.add_event_handler(Events.COMPLETED, self._keep_metrics)
+        else:
+            raise TypeError(f"LossHistory goes to a MONAI Trainer or Evaluator, got {type(engine).__name__}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from stored rows."""
+        self.rows = list(state["rows"])
+
+    def _begin(self, trainer: Engine) -> None:
+        self._sums, self._count, self._validation = {}, 0, None
+
+    def _add(self, trainer: Engine) -> None:
+        output = trainer.state.output
+        values = {"loss": output["loss"]}
+        if isinstance(output["pred"], dict):
+            values.update(output["pred"].get("losses", {}))
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+        self._count += 1
+
+    def _keep_metrics(self, evaluator: Engine) -> None:
+        self._validation = {name: float(value) for name, value in evaluator.state.metrics.items()}
+
+    def _finish(self, trainer: Any) -> None:
+        names = list(self._sums)
+        sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64)
+        mean = idist.all_reduce(sums) / (self._count * idist.get_world_size()) if names else sums
+        losses = dict(zip(names, mean.tolist(), strict=True))
+        self.rows.append(
+            {
+                "epoch": trainer.state.epoch,
+                "iteration": trainer.state.iteration,
+                "loss": losses.pop("loss"),
+                "losses": losses,
+                "learning_rates": [float(group["lr"]) for group in trainer.optimizer.param_groups],
+                "validation": self._validation,
+            }
+        )
+        if idist.get_rank() == 0:
+            write_json(self.path, self.rows)

@@ -1,0 +1,145 @@
+"""Checkpoints that survive an interruption at any moment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator, Trainer
+
+from ..data.atomic_files import TEMPORARY_SUFFIX
+
+__all__ = ["ResumableCheckpoint"]
+
+
+class ResumableCheckpoint:
+    """Writes ``last.pt`` after each epoch and ``model.pt`` when validation has improved, and continues from ``last.pt``.
+
+    MONAI's `CheckpointSaver` forgets the best metric when a run is resumed, and then replaces the best model by a worse one; here the best value travels in
+    ``last.pt``. Files are renamed into place when whole. Only rank 0 writes. The same instance is put into the handlers of the trainer (last, so that the others have done their work) and of the
+    evaluator.
+
+    ``model.pt`` holds `objects` and the lineage. ``last.pt`` holds also `training_objects`, the trainer's position and the best metric.
+
+    Args:
+        save_dir: where both files go.
+        objects: name -> object with `state_dict`, for both files; later bundles read "model".
+        training_objects: name -> object with `state_dict` and `load_state_dict`, needed to continue only: optimizer, scheduler, history.
+        metric_name: which of the evaluator's metrics decides; None keeps the newest as model.pt.
+        lower_is_better: sense of the metric.
+        lineage: object whose `state_dict` is stored with both.
+        resume: load last.pt when training starts.
+        save_interval: epochs between two last.pt.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike,
+        objects: Mapping[str, Any],
+        training_objects: Mapping[str, Any] | None = None,
+        metric_name: str | None = None,
+        lower_is_better: bool = False,
+        lineage: Any | None = None,
+        resume: bool = False,
+        save_interval: int = 1,
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.objects = dict(objects)
+        self.training_objects = dict(training_objects or {})
+        self.metric_name = metric_name
+        self.lower_is_better = lower_is_better
+        self.lineage = lineage
+        self.resume = resume
+        self.save_interval = save_interval
+        self.best_metric: float | None = None
+        self.best_epoch: int | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer (last.pt, resuming) or to an evaluator (model.pt)."""
+        if isinstance(engine, Trainer):
+            if self.resume:
+                engine.add_event_handler(Events.STARTED, self.load_last)
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.save_interval), self.save_last)
+            engine.add_event_handler(Events.COMPLETED, self.save_last)
+        elif isinstance(engine, Evaluator):
+            engine.add_event_handler(Events.COMPLETED, self.save_if_best)
+        else:
+            raise TypeError(f"ResumableCheckpoint goes to a MONAI Trainer or Evaluator, got {type(engine).__name__}.")
+
+    def save_if_best(self, evaluator: Engine) -> None:
+        """Write model.pt if the evaluator's metric is the best so far; NaN never is.
+
+        Raises:
+            ValueError: if the evaluator has no such metric.
+        """
+        if self.metric_name is not None:
+            if self.metric_name not in evaluator.state.metrics:
+                raise ValueError(
+                    f"the evaluator has no metric {self.metric_name!r}; it has {sorted(evaluator.state.metrics)}."
+                )
+            value = float(evaluator.state.metrics[self.metric_name])
+            best = self.best_metric
+            better = best is None or (value < best if self.lower_is_better else value > best)
+            if not better or value != value:
+                return
+            self.best_metric, self.best_epoch = value, int(evaluator.state.epoch)
+        self._write("model.pt", {"best_metric": self.best_metric, "best_epoch": self.best_epoch})
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Write last.pt."""
+        training = {name: item.state_dict() for name, item in self.training_objects.items()}
+        scaler = getattr(trainer, "scaler", None)
+        self._write(
+            "last.pt",
+            {
+                **training,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "trainer": {"epoch": trainer.state.epoch, "iteration": trainer.state.iteration},
+                "best_metric": self.best_metric,
+                "best_epoch": self.best_epoch,
+            },
+        )
+
+    def load_last(self, trainer: Trainer) -> None:
+        """Put everything back as last.pt has it.
+
+        Raises:
+            FileNotFoundError: if there is no last.pt.
+        """
+        path = self.save_dir / "last.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: nothing to resume from. Start without --resume, or point --ckpt_dir at the run.")
+        content = torch.load(path, map_location=trainer.state.device, weights_only=True)
+        for name, item in {**self.objects, **self.training_objects}.items():
+            item.load_state_dict(content[name])
+        if getattr(trainer, "scaler", None) is not None and content["scaler"] is not None:
+            trainer.scaler.load_state_dict(content["scaler"])
+        trainer.state.epoch = content["trainer"]["epoch"]
+        trainer.state.iteration = content["trainer"]["iteration"]
+        self.best_metric, self.best_epoch = content["best_metric"], content["best_epoch"]
+        trainer.logger.info(f"Resumed from {path} after epoch {trainer.state.epoch}.")
+
+    def _write(self, name: str, further: Mapping[str, Any]) -> None:
+        if int(os.environ.get("RANK", "0")) > 0:
+            return
+        content = {key: item.state_dict() for key, item in self.objects.items()}
+        content.update(further)
+        if self.lineage is not None:
+            content["lineage"] = self.lineage.state_dict()
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        # written to the disk directly, not through memory as the other atomic writers: a checkpoint may be larger than what memory is left
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=TEMPORARY_SUFFIX, dir=self.save_dir)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.save_dir / name)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

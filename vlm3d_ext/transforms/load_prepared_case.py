@@ -1,0 +1,39 @@
+"""From a case of the manifest to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+
+from ..data.prepared_case import read_prepared_npz
+
+__all__ = ["LoadPreparedCased"]
+
+
+class LoadPreparedCased(Transform):
+    """Reads the NPZ of a case and keeps what a network needs.
+
+    Input: a case of `CaseManifest.cases`. Output, a new dictionary: ``volume_id`` (str), ``image`` (C, D, H, W) float32 in [0, 1], ``anatomical_mask``
+    (D, H, W) uint8, ``has_anatomical_mask`` () bool, ``spacing_mm`` (3,) float32 [z, y, x], ``labels`` (L,) float32 with NaN for unknown, ``report``.
+
+    Raises:
+        PreparedCaseError: if the file is not a sound prepared case.
+    """
+
+    def __call__(self, case: Mapping[Hashable, Any]) -> dict[str, Any]:
+        """Return the loaded case."""
+        arrays = read_prepared_npz(case["image"])
+        imgs = arrays.imgs if arrays.imgs.ndim == 4 else arrays.imgs[None]
+        return {
+            "volume_id": case["volume_id"],
+            "image": torch.from_numpy(imgs.astype(np.float32) / 255.0),
+            "anatomical_mask": torch.from_numpy(arrays.gts),
+            "has_anatomical_mask": torch.tensor(bool(case["has_anatomical_mask"])),
+            "spacing_mm": torch.from_numpy(arrays.spacing.astype(np.float32)),
+            "labels": torch.tensor(case["labels"], dtype=torch.float32),
+            "report": case.get("report"),
+        }

@@ -1,0 +1,60 @@
+"""Transform chains that several configs share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd
+
+from ..text.sentence_bank import SentenceBank
+from .load_prepared_case import LoadPreparedCased
+from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
+
+__all__ = ["encoder_pretraining_transforms", "prepared_case_transforms"]
+
+
+def _without_report(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != "report"}
+
+
+def prepared_case_transforms() -> Compose:
+    """Return the chain that loads a case without any random draw, for evaluation and inference."""
+    return Compose([LoadPreparedCased(), _without_report])
+
+
+def encoder_pretraining_transforms(
+    patch_size: Sequence[int],
+    mask_ratio: float,
+    sentence_bank: SentenceBank,
+    num_true_sentences: int = 8,
+    num_untrue_sentences: int = 24,
+    mask_guidance_probability: float = 0.5,
+    intensity_augmentation: float = 0.0,
+) -> Compose:
+    """Return the chain of the encoder's pre-training.
+
+    Args:
+        patch_size: (D, H, W) voxels of a token.
+        mask_ratio: share of the volume that is hidden.
+        sentence_bank: sentences of the training reports.
+        num_true_sentences: sentences of the report per draw.
+        num_untrue_sentences: sentences of other reports per draw.
+        mask_guidance_probability: how often region features are guided by the mask, not by the prediction.
+        intensity_augmentation: largest relative change of contrast and absolute change of brightness, in units of the [0, 1] image; 0 for validation.
+    """
+    augmentation: list[Any] = []
+    if intensity_augmentation > 0:
+        augmentation = [
+            RandScaleIntensityd("image", factors=intensity_augmentation, prob=0.5),
+            RandShiftIntensityd("image", offsets=intensity_augmentation, prob=0.5),
+        ]
+    return Compose(
+        [
+            LoadPreparedCased(),
+            *augmentation,
+            RandPatchMaskd(patch_size, mask_ratio),
+            RandUseAnatomicalMaskd(mask_guidance_probability),
+            RandReportSentencesd(sentence_bank, num_true_sentences, num_untrue_sentences),
+        ]
+    )
