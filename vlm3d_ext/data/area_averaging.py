@@ -11,11 +11,18 @@ import numpy as np
 
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
-__all__ = ["average_onto_coarser_axes", "overlap_weights"]
+__all__ = ["are_parallel", "average_onto_coarser_axes", "overlap_weights"]
 
 _DIRECTION_TOLERANCE = 1e-4
 # Spacings computed along different ways differ by rounding; an axis that is no coarser is left to interpolation.
 _COARSER = 1 + 1e-6
+# As in interpolation, which asks whether the new voxel's centre lies inside.
+_LEAST_COVERED = 0.5 - 1e-9
+
+
+def are_parallel(geometry: VolumeGeometry, other: VolumeGeometry) -> bool:
+    """Whether the axes of both grids point the same ways, in the same order."""
+    return bool(np.allclose(geometry.directions, other.directions, atol=_DIRECTION_TOLERANCE))
 
 
 def overlap_weights(num_source: int, num_target: int, first_edge: float, ratio: float) -> np.ndarray:
@@ -46,7 +53,8 @@ def average_onto_coarser_axes(
         array: (D, H, W) on `geometry`.
         geometry: the grid of `array`.
         target: a grid with the same axes.
-        fill: value of what lies outside `array`; a voxel covered in part gets a mixture.
+        fill: value of voxels of which `array` covers less than half. Others get the mean of what it covers: a mixture
+            of tissue and outside air would look like lung.
 
     Returns:
         The array, float32 if any axis was averaged, and its grid: the target's along averaged axes, the source's along
@@ -55,7 +63,7 @@ def average_onto_coarser_axes(
     Raises:
         ValueError: if the two grids' axes are not parallel.
     """
-    if not np.allclose(geometry.directions, target.directions, atol=_DIRECTION_TOLERANCE):
+    if not are_parallel(geometry, target):
         raise ValueError(
             "antialiasing averages along the scan's own axes, but the target's axes point elsewhere; "
             "reorient the scan first, or pass antialias=False."
@@ -88,7 +96,11 @@ def _weighted_sums(array: np.ndarray, weights: np.ndarray, axis: int, fill: floa
         planes = np.ascontiguousarray(planes)
     sums = np.empty((len(weights), *planes.shape[1:]), dtype=np.float32)
     for out, row in zip(sums, weights, strict=True):
-        out[...] = fill * (1 - row.sum())
+        covered = row.sum()
+        if covered < _LEAST_COVERED:
+            out[...] = fill
+            continue
+        out[...] = 0
         for n in np.flatnonzero(row):
-            out += np.float32(row[n]) * planes[n].astype(np.float32)
+            out += np.float32(row[n] / covered) * planes[n].astype(np.float32)
     return np.ascontiguousarray(np.moveaxis(sums, 0, axis))
