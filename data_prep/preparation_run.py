@@ -1,0 +1,331 @@
+"""Preparing a whole data set: what is there already, what is left to do, the pool, and the two files at the end.
+
+A run may be killed at any moment and started again. A case is finished when its sidecar exists; the sidecar holds a
+digest of the settings (other settings stop the run, so that no data set is half of each) and a digest of its inputs
+(other inputs make the case again).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.anatomical_masks import find_anatomical_mask
+from data_prep.case_preparation import (
+    CaseOutcome,
+    CaseTask,
+    one_line,
+    prepare_case,
+    read_finished_sidecars,
+    remove_prepared_files,
+)
+from data_prep.lesion_masks import LesionMaskIndex, find_lesion_masks
+from data_prep.manifest import build_log, build_manifest
+from data_prep.preparation_settings import PreparationSettings, digest_of
+from data_prep.raw_case import LayoutError, RawCase, RawDataset
+from data_prep.worker_pool import WorkerDied, run_tasks
+from vlm3d_ext.data.atomic_files import TEMPORARY_SUFFIX, write_json
+from vlm3d_ext.data.patient_split import choose_held_out_patients
+from vlm3d_ext.data.prepared_case import PreparedCaseError, read_sidecar
+from vlm3d_ext.data.scan import UnusableScanError
+
+__all__ = ["MaskSources", "PreparationResult", "plan_cases", "run_preparation"]
+
+LOG_NAME = "preparation_log.json"
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class MaskSources:
+    """Where masks come from.
+
+    Args:
+        anatomical_folders: folders to look in.
+        beside_scans: look for ``segmentations/`` beside each scan, too.
+        run_totalsegmentator: make them instead.
+        lesion_folder: folder of lesion masks, or None.
+    """
+
+    anatomical_folders: tuple[Path, ...] = ()
+    beside_scans: bool = False
+    run_totalsegmentator: bool = False
+    lesion_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class PreparationResult:
+    """What a run came to.
+
+    Args:
+        summary: the log's summary.
+        remarks: the log's remarks.
+        refused: outcomes of refused cases.
+        manifest: path of manifest.json.
+        log: path of preparation_log.json.
+        num_kept: cases that were finished before this run.
+    """
+
+    summary: Mapping[str, int]
+    remarks: Sequence[str]
+    refused: Sequence[CaseOutcome]
+    manifest: Path
+    log: Path
+    num_kept: int
+
+
+@dataclass
+class CasePlan:
+    """What is to be done: `tasks`, and the `outcomes` that are known without opening a volume."""
+
+    tasks: list[CaseTask] = field(default_factory=list)
+    outcomes: list[CaseOutcome] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def plan_cases(dataset: RawDataset, settings: PreparationSettings, masks: MaskSources, output: Path) -> CasePlan:
+    """Sort out excluded and refused cases and find the masks of the others; opens no volume and writes nothing."""
+    hidden = {str(dataset.root): "", str(output): ""}
+    for folder in (*masks.anatomical_folders, masks.lesion_folder):
+        if folder is not None:
+            hidden.setdefault(str(folder), f"{folder.name}/")
+    lesions = find_lesion_masks(masks.lesion_folder) if masks.lesion_folder else LesionMaskIndex({})
+    plan = CasePlan(remarks=[*dataset.remarks, *lesions.remarks])
+    for case in dataset.cases:
+        if case.exclusion or case.refusal:
+            # Exclusion comes first: what is left out on purpose needs no repair.
+            status, reason = ("excluded", case.exclusion) if case.exclusion else ("refused", case.refusal)
+            plan.outcomes.append(CaseOutcome(case.volume_id, status, reason or "", case.notes))
+            continue
+        try:
+            anatomical = find_anatomical_mask(case, masks.anatomical_folders, masks.beside_scans)
+            lesion_masks = lesions.masks_of(case)
+        except (UnusableScanError, OSError) as error:
+            plan.outcomes.append(CaseOutcome(case.volume_id, "refused", one_line(error, hidden), case.notes))
+            continue
+        task = CaseTask(
+            case=case,
+            settings=settings,
+            output=output,
+            anatomical_mask=anatomical,
+            run_totalsegmentator=masks.run_totalsegmentator,
+            lesion_masks=lesion_masks,
+            hidden_paths=hidden,
+        )
+        plan.tasks.append(replace(task, input_digest=_input_digest(task)))
+    strangers = sorted(set(lesions.by_volume) - {case.volume_id for case in dataset.cases})
+    if strangers:
+        plan.remarks.append(
+            f"lesion masks: {len(strangers)} volume(s) such as {strangers[:3]} have masks but no scan here"
+        )
+    if masks.anatomical_folders and plan.tasks and not any(task.anatomical_mask for task in plan.tasks):
+        folders = [folder.name for folder in masks.anatomical_folders]
+        plan.remarks.append(f"anatomical masks: none of the scans has a mask in {folders}")
+    return plan
+
+
+def _input_digest(task: CaseTask) -> str:
+    """Digest of names and sizes of the files that a case is made from, and of what the tables say of its voxels.
+
+    Sizes, not contents: hashing every scan again at each start would cost as much as preparing it. Whoever replaces a
+    file by another of exactly its size uses --overwrite.
+    """
+    case = task.case
+    files = {"scan": _files_below(case.path)}
+    if task.anatomical_mask:
+        files["anatomical_mask"] = _files_below(task.anatomical_mask)
+    for disease, path in task.lesion_masks.items():
+        files[disease] = _files_below(path)
+    values = [case.stored_values, case.spacing_mm]
+    return digest_of({"files": files, "values": values, "totalsegmentator": task.run_totalsegmentator})
+
+
+def _files_below(path: Path) -> list[list[str | int]]:
+    paths = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() else [path]
+    return [[child.name, child.stat().st_size if child.exists() else -1] for child in paths]
+
+
+def run_preparation(
+    dataset: RawDataset,
+    settings: PreparationSettings,
+    masks: MaskSources,
+    output: Path,
+    *,
+    run_settings: Mapping[str, Any],
+    label_set: str,
+    label_names: Sequence[str],
+    validation_fraction: float = 0.0,
+    seed: int = 0,
+    num_workers: int = 1,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> PreparationResult:
+    """Prepare what is not prepared yet, then write manifest and log.
+
+    Args:
+        dataset: the raw data.
+        settings: what decides the bytes of a case.
+        masks: where masks come from.
+        output: folder of the prepared data set; made if need be.
+        run_settings: all settings, as manifest and log shall show them.
+        label_set: name of the label set.
+        label_names: its labels, in order.
+        validation_fraction: share of the training patients that become validation patients; 0 leaves the splits as
+            they are.
+        seed: of that choice.
+        num_workers: processes; 0 works in this one.
+        overwrite: forget what was prepared before.
+        quiet: no progress bar.
+
+    Raises:
+        LayoutError: if the output holds cases of other settings (without `overwrite`), is the raw data's own folder,
+            or another run is busy in it.
+        OSError: if the output cannot be written.
+    """
+    if output == dataset.root:
+        raise LayoutError(
+            f"--output {output}: is the folder of the raw data; choose another, so that nothing raw is touched."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    with _only_run_in(output):
+        _check_writable(output)
+        _remove_leftovers(output)
+        if overwrite:
+            _forget_prepared_cases(output)
+        plan = plan_cases(dataset, settings, masks, output)
+        unfinished = _unfinished_tasks(plan.tasks, settings, output)
+        fresh = _run_pool(unfinished, len(plan.tasks), num_workers, quiet)
+        outcomes = list(plan.outcomes)
+        prepared: list[RawCase] = []
+        sidecars = {}
+        for task in plan.tasks:
+            case = task.case
+            outcome = fresh.get(case.volume_id) or CaseOutcome(case.volume_id, "prepared")
+            if outcome.status == "prepared":
+                sidecars[case.volume_id] = read_finished_sidecars(output, case, settings.depth_policy) or []
+                prepared.append(case)
+                outcome = replace(outcome, notes=_sidecar_notes(sidecars[case.volume_id]))
+            outcomes.append(replace(outcome, notes=case.notes + outcome.notes))
+        prepared = _with_validation(prepared, validation_fraction, seed)
+        manifest = build_manifest(
+            name=dataset.layout if dataset.release is None else f"{dataset.layout}_{dataset.release}",
+            label_set=label_set,
+            label_names=label_names,
+            settings=run_settings,
+            source_root=Path(os.path.relpath(dataset.root, output)).as_posix(),
+            cases=prepared,
+            sidecars=sidecars,
+        )
+        log = build_log(settings=run_settings, dataset=dataset, outcomes=outcomes, remarks=plan.remarks)
+        write_json(output / MANIFEST_NAME, manifest)
+        write_json(output / LOG_NAME, log)
+    return PreparationResult(
+        summary=log["summary"],
+        remarks=plan.remarks,
+        refused=sorted(
+            (outcome for outcome in outcomes if outcome.status == "refused"), key=lambda outcome: outcome.volume_id
+        ),
+        manifest=output / MANIFEST_NAME,
+        log=output / LOG_NAME,
+        num_kept=len(plan.tasks) - len(unfinished),
+    )
+
+
+def _sidecar_notes(sidecars: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(note for sidecar in sidecars for note in sidecar["notes"]))
+
+
+@contextlib.contextmanager
+def _only_run_in(output: Path) -> Iterator[None]:
+    """Hold a lock on the folder itself, which leaves no file behind and ends with the process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock; the rename of whole files still protects each case
+        yield
+        return
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LayoutError(
+                f"--output {output}: another preparation is running there; wait for it, or choose another."
+            ) from None
+        except OSError:
+            pass  # a network file system without locks on folders
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_writable(output: Path) -> None:
+    with tempfile.TemporaryFile(dir=output):
+        pass
+
+
+def _remove_leftovers(output: Path) -> None:
+    for folder in (output, output / "volumes", output / "anatomical_masks", *(output / "lesion_masks").glob("*")):
+        for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+
+def _forget_prepared_cases(output: Path) -> None:
+    """Remove the files of earlier cases, and only those: what no sidecar of ours names is not ours to remove."""
+    for path in sorted((output / "volumes").glob("*.json")):
+        with contextlib.suppress(PreparedCaseError):
+            if "settings_digest" in read_sidecar(path):
+                remove_prepared_files(output, path.stem)
+
+
+def _unfinished_tasks(tasks: Sequence[CaseTask], settings: PreparationSettings, output: Path) -> list[CaseTask]:
+    unfinished = []
+    for task in tasks:
+        try:
+            sidecars = read_finished_sidecars(output, task.case, settings.depth_policy)
+        except PreparedCaseError:
+            sidecars = None
+        if sidecars and any(sidecar.get("settings_digest") != settings.digest for sidecar in sidecars):
+            raise LayoutError(
+                f"volumes/{sidecars[0]['volume_id']}.json: was prepared with other settings than asked for now; "
+                "choose another --output, or --overwrite to prepare everything again."
+            )
+        if not sidecars or any(sidecar.get("input_digest") != task.input_digest for sidecar in sidecars):
+            unfinished.append(task)
+    return unfinished
+
+
+def _run_pool(tasks: Sequence[CaseTask], total: int, num_workers: int, quiet: bool) -> dict[str, CaseOutcome]:
+    outcomes = {}
+    workers = min(num_workers, len(tasks))
+    with tqdm(total=total, initial=total - len(tasks), unit="case", file=sys.stderr, disable=quiet) as progress:
+        for index, result in run_tasks(prepare_case, tasks, workers):
+            task = tasks[index]
+            if isinstance(result, Exception):
+                result = CaseOutcome(task.case.volume_id, "refused", _pool_failure(task, result))
+                with contextlib.suppress(OSError):
+                    remove_prepared_files(task.output, task.case.volume_id)
+            outcomes[task.case.volume_id] = result
+            progress.update()
+    return outcomes
+
+
+def _pool_failure(task: CaseTask, error: Exception) -> str:
+    if isinstance(error, WorkerDied):
+        return (
+            f"{task.case.source}: the process that worked on it ended with {error} (out of memory?); start again with "
+            "fewer --workers."
+        )
+    return one_line(error, task.hidden_paths)
+
+
+def _with_validation(cases: Sequence[RawCase], fraction: float, seed: int) -> list[RawCase]:
+    training = {case.patient_id for case in cases if case.split == "training"}
+    held_out = choose_held_out_patients(training, fraction, seed)
+    return [replace(case, split="validation") if case.patient_id in held_out else case for case in cases]

@@ -1,0 +1,303 @@
+"""Turn a raw release (CT-RATE v1 or v2), or any folder of scans, into prepared cases and one manifest.
+
+    python -m data_prep.prepare --source RAW --output PREPARED
+    python -m data_prep.prepare --source my_scan.nii.gz --output PREPARED --anatomical-masks totalsegmentator
+
+What comes out is described in docs/design.md. A run may be interrupted and started again; finished cases are kept. It
+ends with 0 if every case is prepared or left out on purpose, 3 if some cases were refused (preparation_log.json says
+why), 2 if nothing could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.anatomical_masks import MaskCoding
+from data_prep.case_preparation import one_line, prepare_volumes
+from data_prep.ct_rate_layout import find_ct_rate_root, read_ct_rate
+from data_prep.preparation_run import CasePlan, MaskSources, plan_cases, run_preparation
+from data_prep.preparation_settings import ANATOMICAL_MASK_MODES, PreparationSettings
+from data_prep.raw_case import LayoutError, RawDataset
+from data_prep.scan_folder import read_scan_folder
+from data_prep.totalsegmentator_command import require_totalsegmentator
+from vlm3d_ext.data.depth_policies import DEPTH_POLICIES
+from vlm3d_ext.data.intensity_windows import DEFAULT_WINDOW, INTENSITY_WINDOWS
+from vlm3d_ext.data.totalsegmentator_classes import TOTALSEGMENTATOR_VERSIONS
+from vlm3d_ext.text.label_set import LabelSet, load_label_set
+
+__all__ = ["EXIT_NOTHING_DONE", "EXIT_SOME_REFUSED", "main"]
+
+EXIT_NOTHING_DONE = 2
+EXIT_SOME_REFUSED = 3
+
+_SHOWN_REFUSALS = 10
+_CT_RATE_MASKS = Path("anatomy_segmentation_labels", "ts_seg", "ts_total")
+_TEST_FRACTION = 0.2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (0, 2 or 3, see the module)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _prepare(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {one_line(error, {})}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: --output {options.output}: {one_line(error, {})}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; start the same command again to continue, finished cases are kept", file=sys.stderr)
+    return EXIT_NOTHING_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--source", required=True, type=Path, help="CT-RATE folder, folder of scans, NIfTI file, or DICOM series folder"
+    )
+    add("--output", required=True, type=Path, help="folder for the prepared data set")
+    add("--layout", choices=("auto", "ct_rate", "scan_folder"), default="auto")
+    add(
+        "--release",
+        choices=("auto", "v1", "v2"),
+        default="auto",
+        help="CT-RATE release; auto takes v2 where it is there",
+    )
+    add("--spatial-size", nargs=3, type=int, default=(64, 512, 512), metavar=("D", "H", "W"))
+    add(
+        "--depth-policy", choices=DEPTH_POLICIES, default="resample", help="whole chest, middle, or overlapping windows"
+    )
+    add(
+        "--spacing-mm",
+        nargs=3,
+        type=float,
+        metavar=("Z", "Y", "X"),
+        help="voxel size for --depth-policy crop and windows (default 2.0 0.742 0.742)",
+    )
+    add(
+        "--window", nargs="+", choices=sorted(INTENSITY_WINDOWS), default=[DEFAULT_WINDOW], help="several give channels"
+    )
+    add(
+        "--anatomical-masks",
+        default="auto",
+        metavar="|".join((*ANATOMICAL_MASK_MODES, "DIR")),
+        help="auto looks where CT-RATE and TotalSegmentator put them; totalsegmentator makes them",
+    )
+    add(
+        "--anatomical-mask-labels",
+        choices=("totalsegmentator", "regions"),
+        default="totalsegmentator",
+        help="what the numbers mean in masks that do not name their classes",
+    )
+    add("--totalsegmentator-version", type=int, choices=TOTALSEGMENTATOR_VERSIONS, default=2, help="of those numbers")
+    add("--lesion-masks", type=Path, metavar="DIR", help="default: lesion_masks in the source, where it is there")
+    add("--label-set", default="ct_rate_18", help="name of a label set, or a JSON file")
+    add("--validation-fraction", type=float, default=0.1, help="share of the training patients")
+    add("--reconstructions", choices=("all", "first"), default="all", help="of each scan (CT-RATE)")
+    add(
+        "--split",
+        choices=("by_patient", "training", "validation", "test"),
+        help=f"scan folders only: one split for all (default test), or by_patient ({_TEST_FRACTION:.0%} of the "
+        f"patients are test)",
+    )
+    add("--seed", type=int, default=0, help="of the choice of patients")
+    add("--workers", type=int, default=_num_cores(), metavar="N", help="processes; 0 works without a pool")
+    add("--overwrite", action="store_true", help="prepare everything again")
+    add("--no-hu-check", action="store_true", help="accept scans without air at -1000 HU")
+    add("--dry-run", action="store_true", help="count, estimate disk and time from one case, write nothing")
+    return parser
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    source, output = options.source.resolve(), options.output.resolve()
+    if not source.exists():
+        raise LayoutError(f"--source {options.source}: no such file or folder; check the path.")
+    if options.depth_policy == "resample" and options.spacing_mm is not None:
+        raise LayoutError(
+            f"--spacing-mm {options.spacing_mm} has no effect with --depth-policy resample, which derives it; "
+            f"leave it out, or "
+            "choose crop or windows."
+        )
+    if not 0 <= options.validation_fraction < 1:
+        raise LayoutError(f"--validation-fraction must be at least 0 and below 1, got {options.validation_fraction}.")
+    label_set = load_label_set(options.label_set)
+    settings = PreparationSettings(
+        spatial_size=tuple(options.spatial_size),
+        depth_policy=options.depth_policy,
+        spacing_mm=tuple(options.spacing_mm or PreparationSettings.spacing_mm),
+        windows=tuple(options.window),
+        check_hu=not options.no_hu_check,
+        mask_coding=MaskCoding(options.anatomical_mask_labels, options.totalsegmentator_version),
+    )
+    dataset = _read_dataset(options, source, output, label_set)
+    masks = _mask_sources(options, dataset)
+    if options.dry_run:
+        return _dry_run(plan_cases(dataset, settings, masks, output), max(1, options.workers))
+    result = run_preparation(
+        dataset,
+        settings,
+        masks,
+        output,
+        run_settings=_run_settings(options, settings, dataset, masks, label_set),
+        label_set=label_set.name,
+        label_names=label_set.names,
+        # In a scan folder the splits are final already: one for all, or chosen by patient with test.
+        validation_fraction=options.validation_fraction if dataset.layout == "ct_rate" else 0.0,
+        seed=options.seed,
+        num_workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    counts = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in result.summary.items() if number)
+    print(f"{counts or 'no case'} ({result.num_kept} were finished before)")
+    for remark in result.remarks:
+        print(f"note: {remark}")
+    for outcome in result.refused[:_SHOWN_REFUSALS]:
+        print(f"refused {outcome.volume_id}: {outcome.reason}", file=sys.stderr)
+    if len(result.refused) > _SHOWN_REFUSALS:
+        print(f"... and {len(result.refused) - _SHOWN_REFUSALS} more, see the log", file=sys.stderr)
+    print(f"manifest: {options.output / result.manifest.name}")
+    print(f"log:      {options.output / result.log.name}")
+    return EXIT_SOME_REFUSED if result.refused else 0
+
+
+def _read_dataset(options: argparse.Namespace, source: Path, output: Path, label_set: LabelSet) -> RawDataset:
+    root = find_ct_rate_root(source) if source.is_dir() else None
+    if options.layout == "ct_rate" or (options.layout == "auto" and root is not None):
+        if options.split is not None:
+            raise LayoutError(
+                f"--split {options.split}: CT-RATE has its official split; leave the option out, or --layout "
+                f"scan_folder."
+            )
+        return read_ct_rate(
+            root or source,
+            label_set=label_set,
+            release=options.release,
+            reconstructions=options.reconstructions,
+        )
+    skip = [output]
+    skip += [options.lesion_masks] if options.lesion_masks else []
+    skip += [Path(options.anatomical_masks)] if options.anatomical_masks not in ANATOMICAL_MASK_MODES else []
+    return read_scan_folder(
+        source,
+        split=options.split or "test",
+        seed=options.seed,
+        validation_fraction=options.validation_fraction,
+        test_fraction=_TEST_FRACTION,
+        num_labels=label_set.num_findings,
+        skip=skip,
+    )
+
+
+def _mask_sources(options: argparse.Namespace, dataset: RawDataset) -> MaskSources:
+    lesions = options.lesion_masks.resolve() if options.lesion_masks else dataset.root / "lesion_masks"
+    if options.lesion_masks and not lesions.is_dir():
+        raise LayoutError(f"--lesion-masks {options.lesion_masks}: no such folder; check the path.")
+    lesion_folder = lesions if lesions.is_dir() else None
+    mode = options.anatomical_masks
+    if mode == "none":
+        return MaskSources(lesion_folder=lesion_folder)
+    if mode == "totalsegmentator":
+        require_totalsegmentator()
+        return MaskSources(run_totalsegmentator=True, lesion_folder=lesion_folder)
+    if mode == "auto":
+        usual = (dataset.root / _CT_RATE_MASKS, dataset.root / "anatomical_masks")
+        return MaskSources(
+            anatomical_folders=tuple(folder for folder in usual if folder.is_dir()),
+            beside_scans=dataset.layout == "scan_folder",
+            lesion_folder=lesion_folder,
+        )
+    folder = Path(mode).resolve()
+    if not folder.is_dir():
+        raise LayoutError(
+            f"--anatomical-masks {mode}: no such folder, expected a folder or one of "
+            f"{list(ANATOMICAL_MASK_MODES)}; check it."
+        )
+    return MaskSources(anatomical_folders=(folder,), lesion_folder=lesion_folder)
+
+
+def _run_settings(
+    options: argparse.Namespace,
+    settings: PreparationSettings,
+    dataset: RawDataset,
+    masks: MaskSources,
+    label_set: LabelSet,
+) -> dict[str, Any]:
+    def relative(folder: Path | None) -> str | None:
+        return None if folder is None else Path(os.path.relpath(folder, dataset.root)).as_posix()
+
+    mode = options.anatomical_masks
+    described = {
+        **settings.to_dict(),
+        "layout": dataset.layout,
+        "release": dataset.release,
+        "anatomical_masks": mode if mode in ANATOMICAL_MASK_MODES else relative(masks.anatomical_folders[0]),
+        "lesion_masks": relative(masks.lesion_folder),
+        "label_set": label_set.name,
+        "validation_fraction": options.validation_fraction,
+        "seed": options.seed,
+    }
+    if dataset.layout == "ct_rate":
+        described["reconstructions"] = options.reconstructions
+    else:
+        described["split"] = options.split or "test"
+    return described
+
+
+def _dry_run(plan: CasePlan, workers: int) -> int:
+    """Prepare the case of median file size in memory, and print what all of them would take."""
+    statuses = [outcome.status for outcome in plan.outcomes]
+    print(
+        f"{len(plan.tasks)} to prepare, {statuses.count('excluded')} excluded, {statuses.count('refused')} "
+        f"refused by name or table"
+    )
+    for remark in plan.remarks:
+        print(f"note: {remark}")
+    by_size = sorted(plan.tasks, key=lambda task: _size(task.case.path))
+    middle = len(by_size) // 2
+    for task in by_size[middle:] + by_size[:middle]:
+        start = time.perf_counter()
+        try:
+            volumes = prepare_volumes(task)
+        except ValueError as error:
+            print(f"refused {task.case.volume_id}: {one_line(error, task.hidden_paths)}")
+            continue
+        num_bytes = 0
+        for volume in volumes:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, imgs=volume.imgs, gts=volume.gts)
+            num_bytes += buffer.tell()
+        seconds = time.perf_counter() - start
+        number = len(plan.tasks)
+        print(
+            f"{task.case.volume_id}: {num_bytes / 1e6:.1f} MB in {seconds:.1f} s; all {number} with {workers} "
+            f"worker(s): about "
+            f"{num_bytes * number / 1e9:.2f} GB, {seconds * number / workers / 60:.1f} minutes. Nothing was written."
+        )
+        return 0
+    print("no case could be prepared; nothing was written", file=sys.stderr)
+    return EXIT_NOTHING_DONE
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(child.stat().st_size for child in path.iterdir() if child.is_file())
+    return path.stat().st_size
+
+
+if __name__ == "__main__":
+    sys.exit(main())
