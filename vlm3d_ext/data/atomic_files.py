@@ -11,14 +11,40 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["TEMPORARY_SUFFIX", "write_bytes", "write_gzip", "write_json", "write_npz"]
+__all__ = ["TEMPORARY_SUFFIX", "whole_or_absent", "write_bytes", "write_gzip", "write_json", "write_npz"]
 
 TEMPORARY_SUFFIX = ".partial"
+
+
+@contextmanager
+def whole_or_absent(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, which takes the place of `path` when the block ends without an error.
+
+    For what should not pass through memory, such as checkpoints; else `write_bytes` and its kin are simpler.
+
+    Raises:
+        OSError: if the file cannot be written (disk full, read-only folder). Whatever is raised, the temporary file is removed and `path` is what it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_current_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -27,19 +53,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     Raises:
         OSError: if the file cannot be written (disk full, read-only folder); the temporary file is removed.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_current_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_or_absent(path) as file:
+        file.write(content)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

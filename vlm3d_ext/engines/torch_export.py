@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from ..data.atomic_files import TEMPORARY_SUFFIX
+from ..data.atomic_files import whole_or_absent
 from ..lineage import load_upstream_weights
 
 __all__ = ["export_network", "main"]
@@ -48,13 +46,8 @@ def export_network(
     if not torch.allclose(eager, exported, rtol=1e-4, atol=1e-5):
         worst = (eager - exported).abs().max().item()
         raise RuntimeError(f"the exported program differs from the network by up to {worst:.3g}; {path} was not written.")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=TEMPORARY_SUFFIX, dir=path.parent) as folder:
-        # torch.export.save wants the final ending
-        whole = Path(folder) / f"{path.stem}.pt2"
-        torch.export.save(program, whole, extra_files=dict(extra_files or {}))
-        os.replace(whole, path)
+    with whole_or_absent(path) as file:
+        torch.export.save(program, file, extra_files=dict(extra_files or {}))
     return program
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 
-from ..data.atomic_files import TEMPORARY_SUFFIX
+from ..data.atomic_files import whole_or_absent
 
 __all__ = ["ResumableCheckpoint"]
 
@@ -131,15 +130,6 @@ class ResumableCheckpoint:
         content.update(further)
         if self.lineage is not None:
             content["lineage"] = self.lineage.state_dict()
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        # written to the disk directly, not through memory as the other atomic writers: a checkpoint may be larger than what memory is left
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=TEMPORARY_SUFFIX, dir=self.save_dir)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.save_dir / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        # straight to the disk, not through memory: a checkpoint may be larger than what memory is left
+        with whole_or_absent(self.save_dir / name) as file:
+            torch.save(content, file)

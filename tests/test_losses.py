@@ -1,0 +1,70 @@
+import math
+
+import pytest
+import torch
+
+from vlm3d_ext.losses import WeightedLossSum, masked_reconstruction_loss, region_share_loss, sentence_alignment_loss
+
+
+def test_reconstruction_loss_by_hand():
+    patches = torch.zeros(2, 3, 2)
+    reconstruction = torch.tensor([[[1.0, 3.0], [9, 9], [4, 4]], [[7.0, 7.0], [7, 7], [7, 7]]])
+    hidden = torch.tensor([[True, False, True], [False, False, False]])
+    # first sample: mean of 2 and 4; second sample hides nothing and counts as zero
+    assert masked_reconstruction_loss(reconstruction, patches, hidden).item() == pytest.approx(1.5)
+
+
+def test_region_share_loss_by_hand():
+    logits = torch.zeros(2, 1, 4)
+    shares = torch.tensor([[[0.5, 0.5, 0, 0]], [[1.0, 0, 0, 0]]])
+    both = region_share_loss(logits, shares, torch.tensor([True, True]))
+    assert both.item() == pytest.approx(math.log(4))
+    assert region_share_loss(logits, shares, torch.tensor([True, False])).item() == pytest.approx(math.log(4) / 2)
+
+
+def test_region_share_loss_leaves_padding_out():
+    logits = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
+    shares = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    real = torch.tensor([[True, False]])
+    assert region_share_loss(logits, shares, torch.tensor([True]), real).item() == pytest.approx(math.log(2))
+
+
+def test_alignment_loss_by_hand():
+    logits = torch.tensor([[2.0, -1.0, 100.0]])
+    is_true = torch.tensor([[True, False, False]])
+    present = torch.tensor([[True, True, False]])
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
+    assert sentence_alignment_loss(logits, is_true, present).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_losses_of_halves_average_to_the_loss_of_the_whole():
+    """What makes two ranks equal to one, also when the targets are unevenly spread."""
+    torch.manual_seed(0)
+    reconstruction, patches = torch.rand(2, 4, 5, 3)
+    hidden = torch.rand(4, 5) < 0.4
+    logits, shares = torch.randn(4, 5, 21), torch.rand(4, 5, 21).softmax(-1)
+    has_mask = torch.tensor([True, False, False, False])
+    sentences, is_true, present = torch.randn(4, 6), torch.rand(4, 6) < 0.3, torch.rand(4, 6) < 0.5
+
+    def losses(rows):
+        return torch.stack(
+            [
+                masked_reconstruction_loss(reconstruction[rows], patches[rows], hidden[rows]),
+                region_share_loss(logits[rows], shares[rows], has_mask[rows]),
+                sentence_alignment_loss(sentences[rows], is_true[rows], present[rows]),
+            ]
+        )
+
+    halves = (losses(slice(0, 2)) + losses(slice(2, 4))) / 2
+    torch.testing.assert_close(losses(slice(0, 4)), halves)
+
+
+def test_weighted_sum():
+    losses = {"losses": {"a": torch.tensor(2.0, requires_grad=True), "b": torch.tensor(5.0, requires_grad=True)}}
+    total = WeightedLossSum({"a": 1.5, "b": 0.0})(losses)
+    assert total.item() == 3.0
+    total.backward()
+    assert losses["losses"]["a"].grad.item() == 1.5
+    assert losses["losses"]["b"].grad.item() == 0.0
+    with pytest.raises(ValueError, match=r"returns the losses \['a', 'b'\], weights are given for \['a'\]"):
+        WeightedLossSum({"a": 1.0})(losses)
