@@ -11,6 +11,7 @@ from vlm3d_ext.data.scan import Rescale, UnusableScanError
 __all__ = [
     "AIR_HU",
     "AIR_RANGE_HU",
+    "LEAST_TISSUE_HU",
     "PADDING_HU",
     "check_hounsfield_units",
     "low_percentile_hu",
@@ -24,11 +25,14 @@ AIR_HU = -1024
 AIR_RANGE_HU = (-1100.0, -800.0)
 """Where the low percentile of a CT in HU lies: room air is -1000 by definition, aerated lung about -850."""
 
+LEAST_TISSUE_HU = -300
+"""Below it lies nothing but air and lung. More than a twentieth of any chest volume is denser."""
+
 PADDING_HU = -2000
 """At and below it there is no matter, only the makers' padding outside the field of view (-2000, -2048, -3024,
 -8192)."""
 
-_LOW_PERCENTILE = 5.0
+_PERCENTILES = (5.0, 95.0)
 _MAXIMUM_SAMPLED_VOXELS = 2_000_000
 _INT16 = np.iinfo(np.int16)
 
@@ -78,37 +82,50 @@ def low_percentile_hu(hu: np.ndarray) -> float:
     noise has its 5th percentile at -1099, but its 1st at -1140. Computed on a regular sample of at most two million
     voxels.
     """
-    stride = max(1, int(np.ceil((hu.size / _MAXIMUM_SAMPLED_VOXELS) ** (1 / 3))))
-    sample = hu[::stride, ::stride, ::stride]
-    sample = sample[sample > PADDING_HU]
-    return float(np.percentile(sample, _LOW_PERCENTILE)) if sample.size else float("nan")
+    return _percentiles(hu)[0]
 
 
 def check_hounsfield_units(path: Path, hu: np.ndarray) -> None:
-    """Refuse a volume whose darkest tissue is not air.
+    """Refuse a volume whose dark end is not air, or that holds nothing denser than air.
+
+    The second half is for slope and intercept applied twice: air then lies at -2024, below the padding limit, and drops
+    out, and soft tissue at -984 takes its place. But then nothing is left where tissue belongs.
 
     Raises:
-        UnusableScanError: if the low percentile lies outside `AIR_RANGE_HU`; the message says whether slope and
-            intercept look forgotten or applied twice.
+        UnusableScanError: if the 5th percentile lies outside `AIR_RANGE_HU` or the 95th below `LEAST_TISSUE_HU`; the
+            message says whether slope and intercept look forgotten or applied twice.
     """
-    value = low_percentile_hu(hu)
+    low, high = _percentiles(hu)
     lowest, highest = AIR_RANGE_HU
-    if lowest <= value <= highest:
-        return
-    expected = f"{path}: the 5th percentile is {value:.0f} HU, expected air at {lowest:.0f} to {highest:.0f} HU"
-    if np.isnan(value):
+    if np.isnan(low):
         raise UnusableScanError(
-            f"{path}: every voxel is padding (<= {PADDING_HU} HU), expected a scan; leave the file out."
+            f"{path}: every voxel is at or below {PADDING_HU} HU, expected a scan; leave the file out, or correct its "
+            "intercept."
         )
-    if value > highest:
+    expected = f"expected air at {lowest:.0f} to {highest:.0f} HU"
+    if low > highest:
         raise UnusableScanError(
-            f"{expected}: it looks as if slope and intercept were not applied; pass rescale=(slope, intercept) from "
-            "the metadata, or check_hu=False if the volume holds no air at all."
+            f"{path}: the 5th percentile is {low:.0f} HU, {expected}: it looks as if slope and intercept were not "
+            "applied; pass rescale=(slope, intercept) from the metadata, or check_hu=False if the volume holds no air "
+            "at all."
         )
-    raise UnusableScanError(
-        f"{expected}: it looks as if slope and intercept were applied twice; the file is in HU already, so pass no "
-        "rescale, or export it again; check_hu=False switches the check off."
-    )
+    if low < lowest or high < LEAST_TISSUE_HU:
+        raise UnusableScanError(
+            f"{path}: the 5th and 95th percentiles are {low:.0f} and {high:.0f} HU, {expected} and tissue above "
+            f"{LEAST_TISSUE_HU} HU: it looks as if slope and intercept were applied twice; the file is in HU already, "
+            "so pass no rescale, or export it again; check_hu=False switches the check off."
+        )
+
+
+def _percentiles(hu: np.ndarray) -> tuple[float, float]:
+    """Return the 5th and the 95th percentile of a regular sample of the voxels above padding."""
+    stride = max(1, int(np.ceil((hu.size / _MAXIMUM_SAMPLED_VOXELS) ** (1 / 3))))
+    sample = hu[::stride, ::stride, ::stride]
+    sample = sample[sample > PADDING_HU]
+    if not sample.size:
+        return float("nan"), float("nan")
+    low, high = np.percentile(sample, _PERCENTILES)
+    return float(low), float(high)
 
 
 def replace_padding(hu: np.ndarray) -> tuple[np.ndarray, int]:

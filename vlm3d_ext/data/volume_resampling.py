@@ -125,13 +125,16 @@ def resample_binary_mask(
         )
     if highest == 0:
         return np.zeros(target.shape, dtype=np.uint8)
-    shares = mask
+    shares, shares_geometry = mask, geometry
     if are_parallel(geometry, target):
-        shares, geometry = average_onto_coarser_axes(mask, geometry, target, fill=0)
+        shares, shares_geometry = average_onto_coarser_axes(mask, geometry, target, fill=0)
     graded = np.rint(shares * np.float32(_INSIDE)).astype(np.int16)
-    graded = _sampled(graded, geometry, target, sitk.sitkLinear, 0)
+    graded = _sampled(graded, shares_geometry, target, sitk.sitkLinear, 0)
     kept = graded >= _INSIDE_THRESHOLD
-    if keep_small:
+    # On a grid that is nowhere coarser even a single voxel reaches one half somewhere, so the search for lost parts can
+    # be spared.
+    may_lose_parts = max(np.array(target.spacing_mm) / geometry.spacing_mm) > 1 or not are_parallel(geometry, target)
+    if keep_small and may_lose_parts:
         _add_small_parts(kept, graded)
     return kept.view(np.uint8)
 
