@@ -111,7 +111,7 @@ def _read_headers(folder: Path) -> tuple[list[_Slice], tuple[str, ...]]:
             except RuntimeError:
                 if _claims_to_be_ct(path):
                     raise UnusableScanError(
-                        f"{folder}: {_file_name(path, number, len(paths))} is a CT slice whose header cannot be read; "
+                        f"{folder}: {_file_name(path, number, len(paths))} is a CT slice that cannot be read; "
                         "expected a whole file; copy the series again."
                     ) from None
                 num_without_image += 1

@@ -126,11 +126,12 @@ def read_prepared_npz(path: str | os.PathLike) -> PreparedCase:
     if not path.is_file():
         raise PreparedCaseError(f"{path}: no such file; expected a prepared case (.npz); prepare the scan first.")
     try:
-        with np.load(path, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise PreparedCaseError(
-                    f"{path}: holds a single array, expected an NPZ with {', '.join(_KEYS)}; prepare it again."
-                )
+        content = np.load(path, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise PreparedCaseError(
+                f"{path}: holds a single array, expected an NPZ with {', '.join(_KEYS)}; prepare it again."
+            )
+        with content:
             missing = [key for key in _KEYS if key not in content.files]
             if missing:
                 raise PreparedCaseError(
