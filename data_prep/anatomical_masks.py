@@ -32,7 +32,14 @@ from vlm3d_ext.data.totalsegmentator_classes import (
     totalsegmentator_class_names,
 )
 
-__all__ = ["PLEURA_THICKNESS_MM", "MaskCoding", "add_pleura", "find_anatomical_mask", "read_anatomical_mask"]
+__all__ = [
+    "PLEURA_THICKNESS_MM",
+    "MaskCoding",
+    "add_pleura",
+    "find_anatomical_mask",
+    "label_names",
+    "read_anatomical_mask",
+]
 
 PLEURA_THICKNESS_MM = 4.0
 """Thickness of the derived pleura: pleura is below 1 mm, but one voxel of a prepared grid is 0.7 to 4 mm wide."""
@@ -116,7 +123,7 @@ def read_anatomical_mask(path: Path, scan: Scan, case: RawCase, coding: MaskCodi
         names = None
     else:
         labels = read_mask_of_scan(path, scan, case)
-        names = _label_names(path)
+        names = label_names(path)
     return _to_regions(path, labels, names, coding)
 
 
@@ -158,7 +165,7 @@ def _region_of_class(path: Path, name: str) -> int:
     return region_of_totalsegmentator_class(name)
 
 
-def _label_names(path: Path) -> dict[int, str] | None:
+def label_names(path: Path) -> dict[int, str] | None:
     """Return label -> class name from the label table that TotalSegmentator writes into the header, or None."""
     for extension in nib.load(path).header.extensions:  # type: ignore[attr-defined]
         content = extension.get_content()
@@ -240,7 +247,7 @@ def add_pleura(
     image = sitk.GetImageFromArray(lungs[box].astype(np.uint8))
     image.SetSpacing([float(spacing) for spacing in reversed(spacing_mm)])
     # Maurer's distance is measured from the lung's boundary voxels' centres, exactly, in mm.
-    distance = sitk.GetArrayViewFromImage(
+    distance = sitk.GetArrayFromImage(
         sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
     )
     with_pleura = regions.copy()

@@ -176,14 +176,10 @@ def _prepare_volume(
         gts = add_pleura(resample_mask(regions, scan.geometry, target), target.spacing_mm)
     prepared_lesions = {}
     for disease, mask in lesions.items():
-        prepared = resample_binary_mask(mask, scan.geometry, target)
-        if mask.any() and not prepared.any() and count == 1:
-            # All background would say that the finding is absent; left out, it says that nobody drew it on this grid.
-            notes.append(
-                f"{disease}: {int(mask.sum())} voxels in the scan are too small for the prepared grid; no mask"
-            )
-            continue
-        prepared_lesions[disease] = prepared
+        prepared_lesions[disease] = resample_binary_mask(mask, scan.geometry, target)
+        if count == 1 and mask.any() and not prepared_lesions[disease].any():
+            # Small lesions are kept by the resampling; only one that was cropped away leaves nothing.
+            notes.append(f"{disease}: {int(mask.sum())} voxels in the scan, all outside the prepared grid")
     sidecar = {
         "volume_id": volume_id,
         "source": case.source,
@@ -255,7 +251,8 @@ def one_line(error: BaseException, hidden_paths: Mapping[str, str]) -> str:
     elif isinstance(error, MemoryError):
         text = "not enough memory for this scan; start again with fewer --workers."
     elif isinstance(error, ValueError):
-        text = str(error)
+        # Readers name the argument of their function; here it is an option of the command.
+        text = str(error).replace("check_hu=False", "--no-hu-check")
     else:
         text = f"{type(error).__name__}: {error}"
     for folder, shown in hidden_paths.items():

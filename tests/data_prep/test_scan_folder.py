@@ -1,0 +1,78 @@
+import pytest
+
+from data_prep.raw_case import LayoutError
+from data_prep.scan_folder import read_scan_folder
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def dicom(path):
+    touch(path).write_bytes(b"\0" * 128 + b"DICM")
+    return path
+
+
+def names(dataset):
+    return [case.volume_id for case in dataset.cases]
+
+
+def test_files_and_series_at_any_depth(tmp_path):
+    touch(tmp_path / "first patient" / "ct.nii.gz")
+    touch(tmp_path / "first patient" / "follow-up" / "ct.nii")
+    dicom(tmp_path / "series" / "IM0001")
+    dicom(tmp_path / "series" / "IM0002")
+    touch(tmp_path / "readme.txt")
+    touch(tmp_path / ".hidden.nii.gz")
+    touch(tmp_path / "segmentations" / "liver.nii.gz")
+
+    dataset = read_scan_folder(tmp_path, num_labels=3)
+
+    assert names(dataset) == ["first_patient_ct", "first_patient_follow-up_ct", "series"]
+    assert [case.patient_id for case in dataset.cases] == ["first_patient", "first_patient", "series"]
+    assert [case.source for case in dataset.cases][-1] == "series"
+    assert all(case.split == "test" and case.labels == (None,) * 3 for case in dataset.cases)
+    assert dataset.ignored_files == 1
+
+
+def test_a_single_file_and_a_single_series(tmp_path):
+    file = touch(tmp_path / "a scan.nii.gz")
+    series = dicom(tmp_path / "2.25.1" / "IM0001").parent
+
+    assert names(read_scan_folder(file)) == ["a_scan"]
+    dataset = read_scan_folder(series)
+    assert names(dataset) == ["2_25_1"] and dataset.cases[0].path == series and dataset.root == tmp_path
+
+
+def test_colliding_names_get_a_suffix_that_does_not_depend_on_order(tmp_path):
+    for name in ("a/b_c.nii.gz", "a_b/c.nii.gz", "A_b_c.nii", "other.nii.gz"):
+        touch(tmp_path / name)
+
+    found = names(read_scan_folder(tmp_path))
+
+    assert len(set(found)) == 4 and "other" in found
+    assert sum(name.lower().startswith("a_b_c_") for name in found) == 3
+    (tmp_path / "other.nii.gz").unlink()
+    assert set(names(read_scan_folder(tmp_path))) == set(found) - {"other"}
+
+
+def test_split_by_patient_keeps_a_patient_together(tmp_path):
+    for patient in range(40):
+        for scan in "ab":
+            touch(tmp_path / "images" / f"p{patient}" / f"{scan}.nii.gz")
+
+    cases = read_scan_folder(tmp_path, split="by_patient", validation_fraction=0.2, test_fraction=0.2).cases
+
+    splits = {case.patient_id: set() for case in cases}
+    for case in cases:
+        splits[case.patient_id].add(case.split)
+    assert len(splits) == 40 and all(len(found) == 1 for found in splits.values())
+    assert set().union(*splits.values()) == {"training", "validation", "test"}
+
+
+def test_nothing_to_prepare(tmp_path):
+    touch(tmp_path / "out" / "x.nii.gz")
+    with pytest.raises(LayoutError, match="neither a NIfTI file"):
+        read_scan_folder(tmp_path, skip=[tmp_path / "out"])
