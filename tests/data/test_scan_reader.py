@@ -25,25 +25,14 @@ def chest(shape_ijk: tuple[int, ...] = SHAPE_IJK) -> np.ndarray:
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray | None = LPS_AFFINE, **header) -> Path:
+    """Write a NIfTI-1 file, then overwrite `header` fields byte by byte: nibabel would correct them."""
     image = nib.Nifti1Image(array, affine)
-    for key, value in header.items():
-        image.header[key] = value
     content = bytearray(image.to_bytes())
-    for key in (
-        "pixdim",
-        "sform_code",
-        "qform_code",
-        "srow_x",
-        "srow_y",
-        "srow_z",
-        "scl_slope",
-        "scl_inter",
-        "datatype",
-    ):
-        if key in header:  # to_bytes overwrites what it thinks it knows better
-            offset = image.header.template_dtype.fields[key][1]
-            field = np.asarray(header[key], dtype=image.header.template_dtype.fields[key][0].base)
-            content[offset : offset + field.nbytes] = field.tobytes()
+    fields = image.header.template_dtype.fields
+    for key, value in header.items():
+        kind, offset = fields[key][:2]
+        field = np.asarray(value, dtype=kind.base).tobytes()
+        content[offset : offset + len(field)] = field
     path.write_bytes(gzip.compress(bytes(content)) if path.suffix == ".gz" else bytes(content))
     return path
 
@@ -149,7 +138,7 @@ def test_no_orientation_and_no_spacing_is_refused(tmp_path):
     path = save(tmp_path / "a.nii.gz", chest(), np.eye(4), sform_code=0, qform_code=0)
     assert "left and right are unknown" in refusal(path)
     assert "spacing_mm is [1, 0, 1]" in refusal(path, spacing_mm=[1, 0, 1])
-    assert "rescale is (0, -1024)" in refusal(path, spacing_mm=[1, 1, 1], rescale=(0, -1024))
+    assert "slope and intercept passed are 0 and -1024" in refusal(path, spacing_mm=[1, 1, 1], rescale=(0, -1024))
 
 
 def test_rescale_beside_a_header_with_its_own_is_refused(tmp_path):
@@ -262,7 +251,56 @@ def test_units_other_than_mm(tmp_path):
     image = nib.Nifti1Image(chest(), LPS_AFFINE)
     image.header.set_xyzt_units("meter")
     (tmp_path / "a.nii").write_bytes(image.to_bytes())
-    assert "in meter, expected mm" in refusal(tmp_path / "a.nii")
+    assert "in m, expected mm" in refusal(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("vox_offset", 12, "begin at byte 12, expected 352 or later"),
+        ("vox_offset", np.nan, "begin at byte nan"),
+        ("scl_slope", np.inf, "slope and intercept are inf"),
+        ("scl_inter", 1e30, "slope and intercept are 1 and 1e+30"),
+    ],
+)
+def test_numbers_in_the_header_that_make_no_sense(tmp_path, field, value, message):
+    assert message in refusal(save(tmp_path / "a.nii.gz", chest(), **{"scl_slope": 1, field: value}))
+
+
+@pytest.mark.parametrize(("field", "value"), [("quatern_b", 7.0), ("quatern_c", np.nan), ("qoffset_x", 2000.0)])
+def test_a_qform_that_contradicts_the_sform_is_noted(tmp_path, field, value):
+    path = save(tmp_path / "a.nii.gz", chest(), qform_code=1, **{field: value})
+    scan = read_scan(path)
+    assert scan.geometry.spacing_mm == pytest.approx((2.5, 0.7, 0.8)) and "sform used" in scan.notes[0]
+
+
+def test_a_qform_alone_is_enough(tmp_path):
+    image = nib.Nifti1Image(chest(), None)
+    image.header.set_qform(LPS_AFFINE, code=1)
+    image.header["sform_code"] = 0
+    content = bytearray(image.to_bytes())
+    (tmp_path / "a.nii").write_bytes(content)
+    scan = read_scan(tmp_path / "a.nii")
+    assert scan.source_geometry.axis_codes == "LPS"
+    assert scan.geometry.spacing_mm == pytest.approx((2.5, 0.7, 0.8))
+
+
+def test_damaged_headers_never_end_in_another_error(tmp_path):
+    """Whatever 352 bytes say, a file is read or refused in one line."""
+    random = np.random.default_rng(11)
+    content = save(tmp_path / "a.nii", chest(), qform_code=1).read_bytes()
+    num_refused = 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        for offset in random.integers(0, 352, 3):
+            damaged[offset] = random.integers(0, 256)
+        (tmp_path / "a.nii").write_bytes(damaged)
+        try:
+            read_scan(tmp_path / "a.nii")
+        except UnusableScanError as error:
+            assert "\n" not in str(error)
+            num_refused += 1
+    assert 50 < num_refused < 300
 
 
 def test_complex_voxels(tmp_path):

@@ -14,6 +14,7 @@ __all__ = [
     "LEAST_TISSUE_HU",
     "PADDING_HU",
     "check_hounsfield_units",
+    "check_rescale",
     "low_percentile_hu",
     "replace_padding",
     "to_hounsfield_units",
@@ -32,6 +33,7 @@ PADDING_HU = -2000
 """At and below it there is no matter, only the makers' padding outside the field of view (-2000, -2048, -3024,
 -8192)."""
 
+_LARGEST_RESCALE = 1e6
 _PERCENTILES = (5.0, 95.0)
 _MAXIMUM_SAMPLED_VOXELS = 2_000_000
 _INT16 = np.iinfo(np.int16)
@@ -72,6 +74,20 @@ def _rescaled(values: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 4 and slope == int(slope) and intercept == int(intercept):
         return values.astype(np.int64) * int(slope) + int(intercept)
     return values.astype(np.float64) * slope + intercept
+
+
+def check_rescale(path: Path, name: str, rescale: Rescale) -> None:
+    """Refuse a slope or intercept that no CT has.
+
+    Raises:
+        UnusableScanError: if the slope is 0, or one of the two is not finite or beyond a million.
+    """
+    slope, intercept = rescale
+    if slope == 0 or not np.isfinite([slope, intercept]).all() or max(abs(slope), abs(intercept)) > _LARGEST_RESCALE:
+        raise UnusableScanError(
+            f"{path}: {name} are {slope:g} and {intercept:g}, expected finite numbers and a slope other than 0; "
+            "correct them at their source."
+        )
 
 
 def low_percentile_hu(hu: np.ndarray) -> float:

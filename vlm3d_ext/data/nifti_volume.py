@@ -7,7 +7,6 @@ second copy.
 from __future__ import annotations
 
 import gzip
-import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from vlm3d_ext.data.scan import UnusableScanError
+from vlm3d_ext.data.hounsfield_units import check_rescale
+from vlm3d_ext.data.scan import Rescale, UnusableScanError
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
 __all__ = ["NiftiVolume", "is_nifti_name", "read_nifti"]
@@ -26,6 +26,10 @@ _SPACING_TOLERANCE = 0.01
 # Oblique affines carry rounding of about 1e-6, rotations written with few digits about 1e-4; a gantry tilt of 1 degree
 # is 0.017.
 _SHEAR_TOLERANCE = 1e-3
+# By how much the squared length of a stored quaternion may exceed 1; half turns, which LPS files have, sit right at 1,
+# in float32.
+_QUATERNION_TOLERANCE = np.float64(1e-5)
+_FOREIGN_UNITS = {1: "m", 3: "micrometres"}
 _GZIP_MAGIC = b"\x1f\x8b"
 _MINIMUM_HEADER_BYTES = 348
 
@@ -36,15 +40,13 @@ class NiftiVolume:
 
     Args:
         values: (D, H, W) in the file's own axis order (k, j, i), stored dtype, read-only.
-        slope: `scl_slope` of the header, 1 where it has none.
-        intercept: `scl_inter` of the header, 0 where it has none.
+        rescale: slope and intercept of the header, 1 and 0 where it has none.
         geometry: the file's grid.
         notes: what was noticed, in words.
     """
 
     values: np.ndarray
-    slope: float
-    intercept: float
+    rescale: Rescale
     geometry: VolumeGeometry
     notes: tuple[str, ...] = ()
 
@@ -70,11 +72,9 @@ def read_nifti(path: Path, blank_header_spacing_mm: tuple[float, float, float] |
     shape_ijk, notes = _shape_ijk(path, header)
     values = _voxels(path, content, header, shape_ijk)
     geometry, geometry_notes = _geometry(path, header, shape_ijk[::-1], blank_header_spacing_mm)
-    slope, intercept = header.get_slope_inter()
     return NiftiVolume(
         values.reshape(shape_ijk[::-1]),
-        1.0 if slope is None else float(slope),
-        0.0 if intercept is None else float(intercept),
+        _rescale(path, header),
         geometry,
         (*notes, *geometry_notes),
     )
@@ -126,7 +126,9 @@ def _header(path: Path, content: bytes) -> nib.Nifti1Header:
                     ".nii.gz."
                 )
             if magic[:3] in (b"n+1", b"n+2"):
-                return header_class.from_fileobj(io.BytesIO(content), check=False)
+                header = header_class(content[:size], check=False)
+                header.quaternion_threshold = _QUATERNION_TOLERANCE
+                return header
     what = f"{len(content)} bytes" if len(content) < _MINIMUM_HEADER_BYTES else f"magic {content[344:348]!r}"
     raise UnusableScanError(
         f"{path}: has {what}, expected a NIfTI-1 or NIfTI-2 header; convert the scan to NIfTI again."
@@ -165,14 +167,31 @@ def _voxels(path: Path, content: bytes, header: nib.Nifti1Header, shape_ijk: tup
             f"{path}: voxel data type code {int(header['datatype'])} is not supported; "
             "expected integers or real numbers; convert it to int16."
         )
-    offset = int(header["vox_offset"])
+    # 0 stands for the least there can be: the header and four bytes that say whether an extension follows.
+    first_possible = header.template_dtype.itemsize + 4
+    stored_offset = float(header["vox_offset"])
+    if stored_offset and not first_possible <= stored_offset < 2**40:
+        raise UnusableScanError(
+            f"{path}: its voxels begin at byte {stored_offset:g}, expected {first_possible} or later; rewrite the file "
+            "from the source."
+        )
+    offset = int(stored_offset) or first_possible
     num_voxels = int(np.prod(shape_ijk, dtype=np.int64))
     needed = offset + num_voxels * dtype.itemsize
-    if offset < 0 or len(content) < needed:
+    if len(content) < needed:
         raise UnusableScanError(
             f"{path}: is truncated, {len(content)} bytes where its header promises {needed}; copy the file again."
         )
     return np.frombuffer(content, dtype=dtype, count=num_voxels, offset=offset)
+
+
+def _rescale(path: Path, header: nib.Nifti1Header) -> Rescale:
+    slope, intercept = (float(header[field]) for field in ("scl_slope", "scl_inter"))
+    # The standard writes "no scaling" as slope 0, nibabel writes NaN.
+    if slope == 0 or np.isnan(slope):
+        return Rescale(1, 0)
+    check_rescale(path, "header's slope and intercept", Rescale(slope, intercept))
+    return Rescale(slope, intercept)
 
 
 def _geometry(
@@ -189,8 +208,8 @@ def _geometry(
 
     pixdim = tuple(float(value) for value in header["pixdim"][1:4])
     _check_spacing(path, "header spacing", pixdim[::-1])
-    unit = header.get_xyzt_units()[0]
-    if unit not in ("mm", "unknown"):
+    unit = _FOREIGN_UNITS.get(int(header["xyzt_units"]) & 7)
+    if unit is not None:
         raise UnusableScanError(f"{path}: its header gives positions in {unit}, expected mm; rewrite the file in mm.")
     if not sform and not qform:
         raise UnusableScanError(
@@ -218,11 +237,16 @@ def _geometry(
                 "(CT-RATE v1)."
             )
         notes.append("header has a grid of its own that agrees with the spacing passed: header used")
-    if sform and qform:
-        other = VolumeGeometry.from_ras(shape, header.get_qform())
-        if not geometry.is_close(other, tolerance_mm=1.0):
-            notes.append("sform and qform disagree by more than 1 mm: sform used")
+    if sform and qform and not _qform_agrees(header, geometry):
+        notes.append("qform is invalid or more than 1 mm from sform: sform used")
     return geometry, tuple(notes)
+
+
+def _qform_agrees(header: nib.Nifti1Header, geometry: VolumeGeometry) -> bool:
+    try:
+        return geometry.is_close(VolumeGeometry.from_ras(geometry.shape, header.get_qform()), tolerance_mm=1.0)
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return False
 
 
 def _is_blank(header: nib.Nifti1Header) -> bool:

@@ -12,7 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from vlm3d_ext.data.dicom_series import read_dicom_series
-from vlm3d_ext.data.hounsfield_units import AIR_HU, check_hounsfield_units, replace_padding, to_hounsfield_units
+from vlm3d_ext.data.hounsfield_units import (
+    AIR_HU,
+    check_hounsfield_units,
+    check_rescale,
+    replace_padding,
+    to_hounsfield_units,
+)
 from vlm3d_ext.data.nifti_volume import is_nifti_name, read_nifti
 from vlm3d_ext.data.scan import Rescale, Scan, UnusableScanError
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
@@ -63,23 +69,17 @@ def read_scan(
         raise ValueError(f"{path}: is a NIfTI file, and series_number {series_number} is for DICOM folders; pass none.")
     spacing = None if spacing_mm is None else _three_numbers(spacing_mm)
     volume = read_nifti(path, blank_header_spacing_mm=spacing)
-    header_rescale = Rescale(volume.slope, volume.intercept)
-    notes = volume.notes
+    applied, notes = volume.rescale, volume.notes
     if rescale is not None:
-        slope, intercept = (float(value) for value in rescale)
-        if not np.isfinite([slope, intercept]).all() or slope == 0:
+        applied = Rescale(*(float(value) for value in rescale))
+        check_rescale(path, "slope and intercept passed", applied)
+        if volume.rescale != Rescale(1, 0):
             raise UnusableScanError(
-                f"{path}: rescale is ({slope:g}, {intercept:g}), expected a finite slope other than 0 and a finite "
-                "intercept; correct it in the metadata table."
+                f"{path}: its header has slope {volume.rescale.slope:g} and intercept {volume.rescale.intercept:g} of "
+                "its own, expected none beside a rescale; pass no rescale."
             )
-        if header_rescale != Rescale(1, 0):
-            raise UnusableScanError(
-                f"{path}: its header has slope {volume.slope:g} and intercept {volume.intercept:g} of its own, "
-                "expected none beside a rescale; pass no rescale."
-            )
-        header_rescale = Rescale(slope, intercept)
-        notes = (*notes, f"slope {slope:g} and intercept {intercept:g} applied as passed")
-    return _finished_scan(path, volume.values, header_rescale, volume.geometry, "nifti", notes, check_hu)
+        notes = (*notes, f"slope {applied.slope:g} and intercept {applied.intercept:g} applied as passed")
+    return _finished_scan(path, volume.values, applied, volume.geometry, "nifti", notes, check_hu)
 
 
 def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, VolumeGeometry]:
@@ -97,8 +97,8 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, VolumeGeometry]:
     volume = read_nifti(path)
     _check_finite(path, volume.values)
     values = volume.values
-    if (volume.slope, volume.intercept) != (1.0, 0.0):
-        values = values.astype(np.float64) * volume.slope + volume.intercept
+    if volume.rescale != Rescale(1, 0):
+        values = values.astype(np.float64) * volume.rescale.slope + volume.rescale.intercept
     lowest, highest = float(values.min()), float(values.max())
     whole = values.dtype.kind in "iu" or all(np.array_equal(part, np.rint(part)) for part in values)
     if not whole or lowest < 0 or highest > 65535:
