@@ -22,9 +22,9 @@ _LONGEST_PARAMETER = 500  # what MLflow's database column is sure to hold
 
 
 def _losses_of_output(output: Any) -> dict[str, float]:
-    losses = {"loss": float(output["loss"])}
+    losses = {"loss": float(output["loss"].detach())}
     if isinstance(output["pred"], dict):
-        losses.update({f"loss_{name}": float(value) for name, value in output["pred"].get("losses", {}).items()})
+        losses.update({f"loss_{name}": float(value.detach()) for name, value in output["pred"].get("losses", {}).items()})
     return losses
 
 
@@ -75,7 +75,9 @@ class MLflowTracker(MLFlowHandler):
         self._owner: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the trainer (losses of each iteration) or to an evaluator (its metrics)."""
+        """Attach to the trainer (losses of each iteration) or to an evaluator (its metrics); on rank 0 only."""
+        if int(os.environ.get("RANK", "0")) > 0:
+            return
         engine.add_event_handler(Events.STARTED, self._start_once)
         if isinstance(engine, Trainer):
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)

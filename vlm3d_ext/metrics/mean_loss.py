@@ -27,16 +27,16 @@ class MeanLoss(Metric):
         if (loss is None) == (name is None):
             raise ValueError(f"MeanLoss takes either a loss or the name of one, got loss={loss} and name={name!r}.")
         self.loss = loss if loss is not None else lambda predictions: predictions["losses"][name]
-        super().__init__()
+        super().__init__(output_transform=lambda output: (output["pred"], len(output["image"])))
 
     def reset(self) -> None:
         """Forget what was added."""
         self._sum, self._count = 0.0, 0
 
-    def update(self, output: dict[str, Any]) -> None:
-        """Add a batch: the evaluator's output, not decollated."""
-        size = len(output["image"])
-        self._sum += float(self.loss(output["pred"])) * size
+    def update(self, output: tuple[Any, int]) -> None:
+        """Add a batch: the network's predictions, and the number of cases they are the mean of."""
+        predictions, size = output
+        self._sum += float(self.loss(predictions)) * size
         self._count += size
 
     def compute(self) -> float:

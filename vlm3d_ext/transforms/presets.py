@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd
+from monai.transforms import Compose, DeleteItemsd, RandScaleIntensityd, RandShiftIntensityd
 
 from ..text.sentence_bank import SentenceBank
 from .load_prepared_case import LoadPreparedCased
@@ -14,13 +14,13 @@ from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnat
 __all__ = ["encoder_pretraining_transforms", "prepared_case_transforms"]
 
 
-def _without_report(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key != "report"}
+def prepared_case_transforms(use_anatomical_mask: bool = True) -> Compose:
+    """Return the chain that loads a case without any random draw, for inference.
 
-
-def prepared_case_transforms() -> Compose:
-    """Return the chain that loads a case without any random draw, for evaluation and inference."""
-    return Compose([LoadPreparedCased(), _without_report])
+    Args:
+        use_anatomical_mask: whether masks guide the region features where there are masks.
+    """
+    return Compose([LoadPreparedCased(), RandUseAnatomicalMaskd(float(use_anatomical_mask)), DeleteItemsd("report")])
 
 
 def encoder_pretraining_transforms(

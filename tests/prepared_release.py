@@ -1,0 +1,74 @@
+"""A tiny prepared data set for tests of bundles, written by the real writer: bright blocks that the reports and labels speak of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vlm3d_ext.data.atomic_files import write_json
+from vlm3d_ext.data.case_manifest import SPLITS
+from vlm3d_ext.data.prepared_case import write_prepared_case
+from vlm3d_ext.text.label_set import load_label_set
+
+SIZE = (8, 16, 16)
+
+
+def make_prepared_release(folder: Path, num_cases: tuple[int, int, int] = (8, 4, 6), num_windows: int = 1, seed: int = 0) -> Path:
+    """Write prepared cases and their manifest; returns the manifest's path.
+
+    The image is noise; a case with pleural effusion has a bright base, one with cardiomegaly a bright middle. Every fourth case has no mask, every fifth no report.
+    """
+    generator = np.random.default_rng(seed)
+    names = load_label_set("ct_rate_18").names
+    manifest: dict = {"name": "tiny", "label_set": "ct_rate_18", "label_names": list(names), "settings": {}}
+    number = 0
+    for split, count in zip(SPLITS, num_cases, strict=True):
+        manifest[split] = []
+        for _ in range(count):
+            number += 1
+            manifest[split].append(_write_case(folder, number, split, names, num_windows, generator))
+    manifest["fingerprint"] = f"tiny-{seed}-{num_cases}-{num_windows}"
+    path = folder / "manifest.json"
+    write_json(path, manifest)
+    return path
+
+
+def _write_case(folder, number, split, names, num_windows, generator):
+    effusion, large_heart = number % 2, (number // 2) % 2
+    image = generator.integers(0, 60, (num_windows, *SIZE))
+    regions = np.zeros(SIZE, dtype=np.uint8)
+    regions[:4, :, :8] = 5
+    regions[4:, :, 8:] = 1
+    regions[2:6, 4:12, 4:12] = 7
+    image[:, :2] += 150 * effusion
+    image[:, 2:6, 4:12, 4:12] += 100 * large_heart
+    has_mask = number % 4 != 0
+    prefix = "valid" if split == "test" else "train"
+    volume_id = f"{prefix}_{number}_a_1"
+    spacing = [5.0, 2.0, 2.0]
+    images = image.astype(np.uint8)
+    write_prepared_case(
+        folder, volume_id, images if num_windows > 1 else images[0], regions if has_mask else None, spacing, {"volume_id": volume_id}
+    )
+    labels: list[int | None] = [0] * len(names)
+    labels[names.index("Pleural effusion")] = effusion
+    labels[names.index("Cardiomegaly")] = large_heart
+    labels[names.index("Hiatal hernia")] = None
+    findings = [
+        "Pleural effusion is observed on the right." if effusion else "Pleural effusion was not detected.",
+        "The heart is enlarged." if large_heart else "Heart size is normal.",
+    ]
+    return {
+        "volume_id": volume_id,
+        "scan_id": volume_id.removesuffix("_1"),
+        "patient_id": volume_id.removesuffix("_a_1"),
+        "image": f"volumes/{volume_id}.npz",
+        "geometry": f"volumes/{volume_id}.json",
+        "has_anatomical_mask": has_mask,
+        "labels": labels,
+        "lesion_masks": {},
+        "lesion_masks_source": {},
+        "report": {"findings": " ".join(findings), "impression": ""} if number % 5 else None,
+        "source": f"{volume_id}.nii.gz",
+    }

@@ -1,0 +1,88 @@
+"""What a run folder holds, in figures, and the commands to look at it.
+
+``python -m vlm3d_ext.run_summary demo_run``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .data.case_manifest import SPLITS
+
+__all__ = ["main", "summarise_run"]
+
+
+def _read(path: Path) -> Any | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _data_lines(folder: Path) -> list[str]:
+    manifest = _read(folder / "prepared" / "manifest.json")
+    if manifest is None:
+        return [f"data      none prepared in {folder / 'prepared'}"]
+    counts = ", ".join(f"{len(manifest[split])} {split}" for split in SPLITS)
+    log = _read(folder / "prepared" / "preparation_log.json") or {"summary": {}}
+    refused = log["summary"].get("refused", 0)
+    return [f"data      {counts} volumes, {refused} refused; label set {manifest['label_set']}; {folder / 'prepared'}"]
+
+
+def _training_lines(folder: Path) -> list[str]:
+    lines = []
+    for path in sorted(folder.glob("*/output/history.json")):
+        rows = _read(path)
+        validated = [row for row in rows if row["validation"]]
+        lines.append(
+            f"{path.parts[-3]:9} {len(rows)} epochs, training loss {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}"
+            + (f", best validation loss {min(row['validation']['loss'] for row in validated):.3f}" if validated else "")
+            + f"; {path.parent.parent / 'models' / 'model.pt'}"
+        )
+    return lines
+
+
+def _encoder_lines(folder: Path) -> list[str]:
+    representation = _read(folder / "encoder" / "eval" / "representation.json")
+    if representation is None:
+        return []
+    # only a run that has evaluated needs the table, and with it scikit-learn and torch
+    from .handlers.representation_probes import format_figures
+
+    figures = {name: float("nan") if value is None else value for name, value in representation["figures"].items()}
+    return ["", "encoder on the test split (held-out patients)", *format_figures(figures).splitlines()]
+
+
+def summarise_run(folder: Path) -> str:
+    """Return the summary of a folder with ``prepared/`` and one folder per bundle.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; `make demo` makes demo_run.")
+    lines = [*_data_lines(folder), *_training_lines(folder)]
+    features = len(list(folder.glob("encoder/features/*.npz")))
+    if features:
+        lines.append(f"features  {features} volumes; {folder / 'encoder' / 'features'}")
+    lines += _encoder_lines(folder)
+    lines += ["", "look at"]
+    lines += [f"  {path}" for path in sorted(folder.glob("*/eval/*.png"))]
+    if (folder / "mlruns.db").is_file():
+        lines.append(f"  mlflow ui --backend-store-uri sqlite:///{(folder / 'mlruns.db').resolve()}")
+    checkpoints = sorted(folder.glob("*/models/model.pt"))
+    lines += [f"  python -m vlm3d_ext.lineage {path}" for path in checkpoints]
+    lines += ["", "Synthetic phantoms and a demo-size model: the figures show that the chain works, not how well it reads real scans."]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m vlm3d_ext.run_summary", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="run folder, for instance demo_run")
+    print(summarise_run(parser.parse_args(arguments).folder))
+
+
+if __name__ == "__main__":
+    main()
