@@ -1,6 +1,7 @@
 """Depth policies, sampling of images and masks, and the way back to the scan's own grid."""
 
 import gzip
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from tests.data.test_volume_geometry import ALL_48_ORIENTATIONS, OBLIQUE, oriented_geometry
 from vlm3d_ext.data.area_averaging import overlap_weights
+from vlm3d_ext.data.scan_reader import read_mask, read_scan
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 from vlm3d_ext.data.volume_resampling import (
     resample_binary_mask,
@@ -17,6 +19,8 @@ from vlm3d_ext.data.volume_resampling import (
     target_geometry,
     write_mask_nifti,
 )
+
+SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def outer_edges_mm(geometry: VolumeGeometry) -> tuple[np.ndarray, np.ndarray]:
@@ -286,3 +290,28 @@ def test_masks_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(ValueError, match="its grid has"):
         write_mask_nifti(tmp_path / "mask.nii.gz", np.zeros((2, 2, 3), np.uint8), geometry)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real sample scans (../shared/data) are not on this machine")
+@pytest.mark.parametrize(
+    ("scan_name", "mask_name", "label"),
+    [
+        ("ct_chest/nsclc_LUNG1-001/ct.nii.gz", "ct_chest/nsclc_LUNG1-001/seg.nii.gz", 4),
+        ("ct_chest/ibsi_pat1/phantom.nii.gz", "ct_chest/ibsi_pat1/mask.nii.gz", 1),
+        ("ct_organs_totalsegmentator/example_ct_sm.nii.gz", "ct_organs_totalsegmentator/example_seg.nii.gz", 5),
+    ],
+)
+def test_a_real_lesion_goes_to_the_prepared_grid_and_back(tmp_path, scan_name, mask_name, label):
+    scan = read_scan(SHARED_DATA / scan_name)
+    labels, geometry = read_mask(SHARED_DATA / mask_name)
+    assert geometry.is_close(scan.geometry)
+    (prepared,) = target_geometry(scan.geometry, (64, 256, 256))
+    drawn = resample_binary_mask(labels == label, scan.geometry, prepared)
+    write_mask_nifti(tmp_path / "m.nii.gz", restore_mask(drawn, prepared, scan.source_geometry), scan.source_geometry)
+    original, written = nib.load(SHARED_DATA / mask_name), nib.load(tmp_path / "m.nii.gz")
+    assert np.array_equal(written.affine, nib.load(SHARED_DATA / scan_name).affine)
+    before, after = np.asarray(original.dataobj) == label, np.asarray(written.dataobj) == 1
+    assert 2 * (before & after).sum() / (before.sum() + after.sum()) > 0.95
+    offset_vox = np.argwhere(before).mean(axis=0) - np.argwhere(after).mean(axis=0)
+    # Slices of 4.5 mm cannot follow an outline that jumps from one 3 mm slice to the next, hence not closer.
+    assert np.abs(offset_vox).max() < 0.5

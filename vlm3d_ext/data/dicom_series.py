@@ -30,6 +30,8 @@ _SAME_POSITION_MM = 1e-3
 _MAXIMUM_LISTED_GAPS = 3
 _CT_STORAGE_CLASSES = (b"1.2.840.10008.5.1.4.1.1.2",)
 _MEDIA_STORAGE_CLASS = re.compile(rb"\x02\x00\x02\x00UI..([0-9.]+)", re.DOTALL)
+_SERIES_NUMBER = re.compile(r"[+-]?\d{1,11}")
+_MODALITY = re.compile(r"[A-Z0-9_]{1,16}")
 _LOOKS_LIKE_UID = re.compile(r"\d+(\.\d+){4,}")
 
 
@@ -116,25 +118,29 @@ def _read_headers(folder: Path) -> tuple[list[_Slice], tuple[str, ...]]:
                     ) from None
                 num_without_image += 1
                 continue
-            slices.append(_slice_header(folder, path, number, len(paths), reader))
+            slices.append(_slice_header(path, reader))
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warnings_shown)
     if not slices:
         raise UnusableScanError(
             f"{folder}: no DICOM images among its {len(paths)} files, expected one series of CT slices; "
-            "pass the folder that holds the slices themselves."
+            "pass the folder that holds the slices themselves (or the .nii.gz file, if it is NIfTI)."
         )
     notes = (f"{num_without_image} files without a DICOM image ignored",) if num_without_image else ()
     return slices, notes
 
 
 def _claims_to_be_ct(path: Path) -> bool:
-    with path.open("rb") as file:
-        found = _MEDIA_STORAGE_CLASS.search(file.read(2048))
+    try:
+        with path.open("rb") as file:
+            found = _MEDIA_STORAGE_CLASS.search(file.read(2048))
+    except OSError:
+        # What cannot even be opened may be a slice; leaving it out in silence could shorten the scan.
+        return True
     return found is not None and found.group(1) in _CT_STORAGE_CLASSES
 
 
-def _slice_header(folder: Path, path: Path, number: int, total: int, reader: sitk.ImageFileReader) -> _Slice:
+def _slice_header(path: Path, reader: sitk.ImageFileReader) -> _Slice:
     def text(tag: str) -> str:
         return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
 
@@ -145,13 +151,15 @@ def _slice_header(folder: Path, path: Path, number: int, total: int, reader: sit
             return ()
 
     def integer(tag: str, default: int) -> int:
-        return int(numbers(tag)[0]) if numbers(tag) else default
+        values = numbers(tag)
+        return int(values[0]) if values and np.isfinite(values[0]) else default
 
-    one = _Slice(
+    return _Slice(
         path=path,
         series=text("0020|000e"),
-        series_number=text("0020|0011"),
-        modality=text("0008|0060") or "unknown",
+        # These two are quoted in messages, so they may be nothing but what the standard allows.
+        series_number=text("0020|0011") if _SERIES_NUMBER.fullmatch(text("0020|0011")) else "unknown",
+        modality=text("0008|0060") if _MODALITY.fullmatch(text("0008|0060")) else "unknown",
         image_type=text("0008|0008").upper(),
         num_rows=integer("0028|0010", 0),
         num_columns=integer("0028|0011", 0),
@@ -162,7 +170,6 @@ def _slice_header(folder: Path, path: Path, number: int, total: int, reader: sit
         pixel_spacing=numbers("0028|0030"),
         rescale=(text("0028|1053"), text("0028|1052")),
     )
-    return one
 
 
 def _file_name(path: Path, number: int, total: int) -> str:
@@ -205,7 +212,7 @@ def _chosen_series(folder: Path, slices: list[_Slice], series_number: int | None
 
 
 def _series_description(group: list[_Slice]) -> str:
-    return f"number {group[0].series_number or 'unknown'}: {group[0].modality}, {len(group)} slices"
+    return f"number {group[0].series_number}: {group[0].modality}, {len(group)} slices"
 
 
 def _check_uniform(folder: Path, slices: list[_Slice]) -> None:
