@@ -30,7 +30,8 @@ class Scan:
 
     Args:
         hu: (D, H, W), int16 where every value is a whole number in its range, else float32; LPS canonical,
-            C-contiguous; values outside the scanner's field of view are -1024.
+            C-contiguous; values outside the scanner's field of view are -1024. Read-only where it is the file's own
+            memory.
         geometry: grid of `hu`. Axes are permuted and flipped to LPS; an oblique scan's rotation stays in the affine.
         source_geometry: the grid as stored in the file, where a mask has to go back to.
         source_format: "nifti" or "dicom".

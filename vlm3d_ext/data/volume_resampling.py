@@ -73,7 +73,7 @@ def resample_volume(
     if antialias:
         array, geometry = average_onto_coarser_axes(array, geometry, target, fill)
         if geometry.is_close(target, tolerance_mm=1e-6):
-            return array.astype(np.float32, copy=False)
+            return array.astype(np.float32)
     return _sampled(array, geometry, target, sitk.sitkLinear, fill, sitk.sitkFloat32)
 
 
