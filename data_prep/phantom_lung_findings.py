@@ -215,10 +215,11 @@ def paint_septal_lines(scene: Scene, seed: int, strength: float) -> None:
     x, y, z, depth = canvas.x[k, j, i], canvas.y[k, j, i], canvas.z[k, j, i], scene.depth[k, j, i]
     to_wall, _ = cells(x, y, z, seed, 21.0)
     zone = ramp(depth, 48.0, 18.0) * (0.55 + 0.45 * ramp(z, 90.0, 10.0))
-    # A septum about 2.5 mm thick, seen through a voxel that may be wider.
-    line = np.clip(0.5 - (to_wall - 1.3) / canvas.edge_mm, 0.0, 1.0) * min(1.0, 3.4 / canvas.edge_mm)
+    # A septum 2 mm thick, coarser than a real one, so that a scan resampled to few slices still shows it; a voxel wider
+    # than that shows its share.
+    line = np.clip(0.5 - (to_wall - 1.0) / canvas.edge_mm, 0.0, 1.0) * min(1.0, 3.4 / canvas.edge_mm)
     current = canvas.hu[k, j, i]
-    canvas.hu[k, j, i] = current + 0.72 * line * zone * strength * np.maximum(-60.0 - current, 0.0)
+    canvas.hu[k, j, i] = current + 0.68 * line * zone * strength * np.maximum(-60.0 - current, 0.0)
 
 
 def _choose_atelectasis(body: PatientBody, rng: np.random.Generator, least_radius_mm: float) -> Finding:
@@ -230,7 +231,12 @@ def _choose_atelectasis(body: PatientBody, rng: np.random.Generator, least_radiu
             # Low in the lung, where ventilation is poorest.
             candidates = lung_points(body, rng, lobe, 12, 8.0)
             centres.append(candidates[int(np.argmin(candidates[:, 2]))])
-            normal = np.array([rng.normal(0, 0.35), rng.normal(0, 0.35), 1.0])
+            if pattern == "segmental":
+                # The wedge runs from the hilum to the pleura, and upright.
+                hilum = body.at((42.0 if lobe in _LEFT_LOBES else -38.0, 8.0, -10.0))[0]
+                normal = np.cross(centres[-1] - hilum, [0.0, 0.0, 1.0]) + rng.normal(0, 4.0, 3)
+            else:
+                normal = np.array([rng.normal(0, 0.7), rng.normal(0, 0.7), 0.6])
             normals.append(normal / np.linalg.norm(normal))
     thickness = float(rng.uniform(5.0, 8.0)) if pattern == "linear" else float(rng.uniform(16.0, 24.0))
     geometry = {
@@ -283,10 +289,10 @@ def _paint_sequela(scene: Scene, finding: Finding) -> None:
     fz = scene.body.stretch[2]
     thickness = finding.size_mm or 10.0
     if finding.pattern == "apical":
-        rough = wobble(canvas.x, canvas.y, canvas.z, geometry["seed"], 22.0)
-        cap = ramp(canvas.z, 48.0 * fz, 85.0 * fz) * thickness * (1.0 + 0.5 * rough) - 1.0
+        rough = wobble(canvas.x, canvas.y, canvas.z, geometry["seed"], 34.0)
+        cap = ramp(canvas.z, 62.0 * fz, 98.0 * fz) * thickness * (1.0 + 0.4 * rough) - 1.0
         canvas.blend(canvas.everywhere(), canvas.coverage(scene.depth - cap) * lung, 35.0)
-        spots = canvas.coverage((scene.depth - cap * 0.7) + 9.0 * (1.4 - rough)) * lung
+        spots = canvas.coverage((scene.depth - cap * 0.7) + 9.0 * (1.7 - rough)) * lung
         canvas.blend(canvas.everywhere(), spots, 380.0)
         for start, jitter in zip(geometry["starts"], geometry["jitter"], strict=True):
             sign = 1.0 if start[0] > 0 else -1.0

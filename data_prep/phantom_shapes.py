@@ -193,8 +193,8 @@ def cells(
     lattice = np.arange(-extent_mm, extent_mm + cell_mm, cell_mm)
     centres = np.stack(np.meshgrid(lattice, lattice, lattice, indexing="ij"), axis=-1).reshape(-1, 3)
     centres += rng.uniform(-0.5, 0.5, centres.shape) * cell_mm
-    distances, nearest = cKDTree(centres).query(np.stack([x, y, z], axis=-1), k=2)
-    between = np.linalg.norm(centres[nearest[:, 0]] - centres[nearest[:, 1]], axis=1)
-    # The wall is the bisecting plane of the two nearest centres.
-    to_wall = (distances[:, 1] ** 2 - distances[:, 0] ** 2) / (2 * between)
+    distances, nearest = cKDTree(centres).query(np.stack([x, y, z], axis=-1), k=5)
+    # Walls are bisecting planes; the nearest need not be the one towards the second nearest centre.
+    between = np.linalg.norm(centres[nearest[:, 1:]] - centres[nearest[:, :1]], axis=2)
+    to_wall = np.min((distances[:, 1:] ** 2 - distances[:, :1] ** 2) / (2 * between), axis=1)
     return to_wall.astype(np.float32), nearest[:, 0]

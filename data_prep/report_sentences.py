@@ -111,7 +111,7 @@ PRESENT: Mapping[str, Mapping[str, Sequence[str]]] = {
         "": (
             "{grade} centrilobular emphysema is observed in {place}",
             "there are {grade} emphysematous changes in {place}",
-            "numerous air-filled holes without walls in {place} are in keeping with {grade} emphysema",
+            "numerous small air spaces of very low density in {place} are in keeping with {grade} emphysema",
         ),
     },
     "mosaic_attenuation_pattern": {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.phantom import ThoraxPhantom
 from data_prep.phantom_shapes import ellipsoid_distance
 from data_prep.synthesis_tables import (
     LABEL_COLUMNS,
@@ -89,10 +90,11 @@ def add_adversity(output: Path, release: str, seed: int) -> dict[str, str]:
 
     noise = np.random.default_rng([seed, 51]).normal(0, 12.0, size)
     noisy_head = (head_volume(size, spacing) + noise).astype(np.int16)
-    put("train_9002_a_1", noisy_head)
+    chest = np.rint(ThoraxPhantom(seed + 9002).sample(size, spacing).hu).astype(np.int16)
+    put("train_9002_a_1", chest)
     put("train_9003_a_1", np.zeros(size, dtype=np.int16) if release == "v2" else np.full(size, _INTERCEPT, np.int16))
     put("train_9004_a_1", noisy_head)
-    put("train_9005_a_1", noisy_head, lambda content: content[: len(content) // 2])
+    put("train_9005_a_1", chest, lambda content: content[: len(content) // 2])
     for volume_id in _QUIRK_PATIENTS:
         if volume_id != "train_9002_a_1":
             for name in _TABLES:
