@@ -128,7 +128,8 @@ def read_anatomical_mask(path: Path, scan: Scan, case: RawCase, coding: MaskCodi
 
 
 def _to_regions(path: Path, labels: np.ndarray, names: dict[int, str] | None, coding: MaskCoding) -> np.ndarray:
-    present = np.flatnonzero(np.bincount(labels.ravel()))
+    # Slice by slice, here and below: numpy would make 8 bytes of every voxel of the volume at once.
+    present = np.array(sorted({int(label) for plane in labels for label in np.flatnonzero(np.bincount(plane.ravel()))}))
     if names is not None:
         table = np.zeros(int(present[-1]) + 1, dtype=np.uint8)
         for label in present[present > 0].tolist():
@@ -138,7 +139,7 @@ def _to_regions(path: Path, labels: np.ndarray, names: dict[int, str] | None, co
                     f"{len(names)} labels named there; make the mask again with TotalSegmentator."
                 )
             table[label] = _region_of_class(path, names[label])
-        return table[labels]
+        return _looked_up(table, labels)
     if coding.labels == "regions":
         table, what = np.arange(NUM_REGIONS + 1, dtype=np.uint8), "region indices"
     else:
@@ -150,7 +151,14 @@ def _to_regions(path: Path, labels: np.ndarray, names: dict[int, str] | None, co
             f"--totalsegmentator-version "
             "and --anatomical-mask-labels, or make the mask with TotalSegmentator's task 'total'."
         )
-    return table[labels]
+    return _looked_up(table, labels)
+
+
+def _looked_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    regions = np.empty(labels.shape, dtype=np.uint8)
+    for out, plane in zip(regions, labels, strict=True):
+        np.take(table, plane, out=out)
+    return regions
 
 
 def _region_of_class(path: Path, name: str) -> int:

@@ -10,7 +10,6 @@ Source: the CT-RATE data set card (Hamamci et al., arXiv 2403.17834).
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from data_prep.csv_table import RowLookup, volume_name
 from data_prep.ct_rate_tables import read_label_table, read_metadata_table, read_no_chest_list, read_report_table
 from data_prep.raw_case import LayoutError, RawCase, RawDataset
+from data_prep.readable_folders import walk_readable
 from vlm3d_ext.text.label_set import LabelSet
 
 __all__ = ["find_ct_rate_root", "read_ct_rate"]
@@ -68,7 +68,7 @@ def read_ct_rate(root: Path, *, label_set: LabelSet, release: str = "auto", reco
     for split, folder in _SPLIT_FOLDERS[release].items():
         if not (root / folder).is_dir():
             continue
-        files, ignored = _volume_files(root / folder)
+        files, ignored = _volume_files(root, folder, remarks)
         ignored_files += ignored
         labels = read_label_table(root, split, label_set, _scan_of, remarks)
         reports = read_report_table(root, split, _scan_of, remarks)
@@ -141,15 +141,12 @@ def _resolve_release(root: Path, release: str) -> str:
     )
 
 
-def _volume_files(folder: Path) -> tuple[dict[str, list[Path]], int]:
+def _volume_files(root: Path, folder: str, remarks: list[str]) -> tuple[dict[str, list[Path]], int]:
     """Return volume id -> its files (more than one is a mistake of the download), and the number of other files."""
     files: dict[str, list[Path]] = defaultdict(list)
     ignored = 0
-    for directory, subfolders, names in os.walk(folder):
-        subfolders.sort()
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
+    for directory, _, names in walk_readable(root, folder, remarks):
+        for name in names:
             if name.lower().endswith((".nii.gz", ".nii")):
                 files[volume_name(name)].append(Path(directory, name))
             else:

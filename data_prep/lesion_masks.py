@@ -7,7 +7,6 @@ dictionary.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from data_prep.mask_grid import read_mask_of_scan
 from data_prep.raw_case import RawCase
+from data_prep.readable_folders import walk_readable
 from vlm3d_ext.data.scan import Scan, UnusableScanError
 
 __all__ = ["DRAWN_DISEASES", "LesionMaskIndex", "find_lesion_masks", "read_lesion_mask"]
@@ -71,13 +71,13 @@ def find_lesion_masks(folder: Path) -> LesionMaskIndex:
     """
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     unused: set[str] = set()
-    for directory, subfolders, names in os.walk(folder):
-        subfolders.sort()
-        relative = Path(directory).relative_to(folder)
+    remarks: list[str] = []
+    for directory, _, names in walk_readable(folder, ".", remarks):
+        relative = directory.relative_to(folder)
         disease_folder = relative.parts[0] if relative.parts else None
-        for name in sorted(names):
+        for name in names:
             extension = next((end for end in _EXTENSIONS if name.endswith(end)), None)
-            if extension is None or name.startswith("."):
+            if extension is None:
                 continue
             stem = name.removesuffix(extension)
             flat = next((key for key in DRAWN_DISEASES if stem.endswith(f"_{key}_mask")), None)
@@ -87,7 +87,6 @@ def find_lesion_masks(folder: Path) -> LesionMaskIndex:
                 found[stem][disease_folder].append(Path(directory, name))
             else:
                 unused.add(disease_folder or name)
-    remarks = []
     if unused:
         shown = sorted(unused)[:5]
         remarks.append(

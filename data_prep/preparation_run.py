@@ -189,7 +189,7 @@ def run_preparation(
             or another run is busy in it.
         OSError: if the output cannot be written.
     """
-    if output == dataset.root:
+    if output.resolve() == dataset.root.resolve():
         raise LayoutError(
             f"--output {output}: is the folder of the raw data; choose another, so that nothing raw is touched."
         )
@@ -266,8 +266,12 @@ def _only_run_in(output: Path) -> Iterator[None]:
 
 
 def _check_writable(output: Path) -> None:
-    with tempfile.TemporaryFile(dir=output):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        # The file's own random name would help nobody.
+        raise OSError(error.errno, error.strerror, str(output)) from None
 
 
 def _remove_leftovers(output: Path) -> None:
@@ -304,7 +308,12 @@ def _unfinished_tasks(tasks: Sequence[CaseTask], settings: PreparationSettings, 
 def _run_pool(tasks: Sequence[CaseTask], total: int, num_workers: int, quiet: bool) -> dict[str, CaseOutcome]:
     outcomes = {}
     workers = min(num_workers, len(tasks))
-    with tqdm(total=total, initial=total - len(tasks), unit="case", file=sys.stderr, disable=quiet) as progress:
+    # In a log file, a line every half minute is a sign of life and no more.
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    done = total - len(tasks)
+    with tqdm(
+        total=total, initial=done, unit="case", mininterval=interval, maxinterval=interval, disable=quiet
+    ) as progress:
         for index, result in run_tasks(prepare_case, tasks, workers):
             task = tasks[index]
             if isinstance(result, Exception):

@@ -5,26 +5,24 @@
 
 What comes out is described in docs/design.md. A run may be interrupted and started again; finished cases are kept. It
 ends with 0 if every case is prepared or left out on purpose, 3 if some cases were refused (preparation_log.json says
-why), 2 if nothing could be done.
+why), 2 if nothing
+could be done, 130 if it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.anatomical_masks import MaskCoding
-from data_prep.case_preparation import one_line, prepare_volumes
+from data_prep.case_preparation import one_line
 from data_prep.ct_rate_layout import find_ct_rate_root, read_ct_rate
-from data_prep.preparation_run import CasePlan, MaskSources, plan_cases, run_preparation
+from data_prep.dry_run import estimate
+from data_prep.preparation_run import MaskSources, plan_cases, run_preparation
 from data_prep.preparation_settings import ANATOMICAL_MASK_MODES, PreparationSettings
 from data_prep.raw_case import LayoutError, RawDataset
 from data_prep.scan_folder import read_scan_folder
@@ -34,10 +32,11 @@ from vlm3d_ext.data.intensity_windows import DEFAULT_WINDOW, INTENSITY_WINDOWS
 from vlm3d_ext.data.totalsegmentator_classes import TOTALSEGMENTATOR_VERSIONS
 from vlm3d_ext.text.label_set import LabelSet, load_label_set
 
-__all__ = ["EXIT_NOTHING_DONE", "EXIT_SOME_REFUSED", "main"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_NOTHING_DONE", "EXIT_SOME_REFUSED", "main"]
 
 EXIT_NOTHING_DONE = 2
 EXIT_SOME_REFUSED = 3
+EXIT_INTERRUPTED = 130
 
 _SHOWN_REFUSALS = 10
 _CT_RATE_MASKS = Path("anatomy_segmentation_labels", "ts_seg", "ts_total")
@@ -45,16 +44,19 @@ _TEST_FRACTION = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (0, 2 or 3, see the module)."""
+    """Run the command; returns the exit code (0, 2, 3 or 130, see the module)."""
     options = _parser().parse_args(arguments)
     try:
         return _prepare(options)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {one_line(error, {})}", file=sys.stderr)
     except OSError as error:
-        print(f"error: --output {options.output}: {one_line(error, {})}", file=sys.stderr)
+        # A full disk names no file; it can only be the output's.
+        place = "" if error.filename else f"--output {options.output}: "
+        print(f"error: {place}{one_line(error, {})}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; start the same command again to continue, finished cases are kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return EXIT_NOTHING_DONE
 
 
@@ -108,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--split",
         choices=("by_patient", "training", "validation", "test"),
-        help=f"scan folders only: one split for all (default test), or by_patient ({_TEST_FRACTION:.0%} of the "
+        help=f"scan folders only: one split for all (default test), or by_patient ({_TEST_FRACTION:.0%}% of the "
         f"patients are test)",
     )
     add("--seed", type=int, default=0, help="of the choice of patients")
@@ -124,7 +126,13 @@ def _num_cores() -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    source, output = options.source.resolve(), options.output.resolve()
+    # The folders are resolved, so that relative paths in the manifest hold; a file keeps its name, since a download
+    # manager's
+    # links point to files that are named by a hash.
+    source = (
+        options.source.resolve() if options.source.is_dir() else options.source.parent.resolve() / options.source.name
+    )
+    output = options.output.resolve()
     if not source.exists():
         raise LayoutError(f"--source {options.source}: no such file or folder; check the path.")
     if options.depth_policy == "resample" and options.spacing_mm is not None:
@@ -147,7 +155,9 @@ def _prepare(options: argparse.Namespace) -> int:
     dataset = _read_dataset(options, source, output, label_set)
     masks = _mask_sources(options, dataset)
     if options.dry_run:
-        return _dry_run(plan_cases(dataset, settings, masks, output), max(1, options.workers))
+        return (
+            0 if estimate(plan_cases(dataset, settings, masks, output), max(1, options.workers)) else EXIT_NOTHING_DONE
+        )
     result = run_preparation(
         dataset,
         settings,
@@ -256,47 +266,6 @@ def _run_settings(
     else:
         described["split"] = options.split or "test"
     return described
-
-
-def _dry_run(plan: CasePlan, workers: int) -> int:
-    """Prepare the case of median file size in memory, and print what all of them would take."""
-    statuses = [outcome.status for outcome in plan.outcomes]
-    print(
-        f"{len(plan.tasks)} to prepare, {statuses.count('excluded')} excluded, {statuses.count('refused')} "
-        f"refused by name or table"
-    )
-    for remark in plan.remarks:
-        print(f"note: {remark}")
-    by_size = sorted(plan.tasks, key=lambda task: _size(task.case.path))
-    middle = len(by_size) // 2
-    for task in by_size[middle:] + by_size[:middle]:
-        start = time.perf_counter()
-        try:
-            volumes = prepare_volumes(task)
-        except ValueError as error:
-            print(f"refused {task.case.volume_id}: {one_line(error, task.hidden_paths)}")
-            continue
-        num_bytes = 0
-        for volume in volumes:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, imgs=volume.imgs, gts=volume.gts)
-            num_bytes += buffer.tell()
-        seconds = time.perf_counter() - start
-        number = len(plan.tasks)
-        print(
-            f"{task.case.volume_id}: {num_bytes / 1e6:.1f} MB in {seconds:.1f} s; all {number} with {workers} "
-            f"worker(s): about "
-            f"{num_bytes * number / 1e9:.2f} GB, {seconds * number / workers / 60:.1f} minutes. Nothing was written."
-        )
-        return 0
-    print("no case could be prepared; nothing was written", file=sys.stderr)
-    return EXIT_NOTHING_DONE
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(child.stat().st_size for child in path.iterdir() if child.is_file())
-    return path.stat().st_size
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ Names come from the path, never from DICOM headers, which would carry a patient'
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.raw_case import LayoutError, RawCase, RawDataset
+from data_prep.readable_folders import walk_readable
 from vlm3d_ext.data.patient_split import split_patients
 
 __all__ = ["read_scan_folder"]
@@ -56,7 +56,9 @@ def read_scan_folder(
     """
     single_file = source.is_file()
     root = source.parent if single_file else source
-    paths, ignored = ([source], 0) if single_file else _find_scans(source, {path.resolve() for path in skip})
+    remarks: list[str] = []
+    skipped = {path.resolve() for path in skip}
+    paths, ignored = ([source], 0) if single_file else _find_scans(source, skipped, remarks)
     if not paths:
         raise LayoutError(
             f"{source.name or source}: holds neither a NIfTI file (.nii, .nii.gz) nor a DICOM series; check --source."
@@ -92,24 +94,20 @@ def read_scan_folder(
         layout="scan_folder",
         release=None,
         cases=tuple(sorted(cases, key=lambda case: case.volume_id)),
+        remarks=tuple(remarks),
         ignored_files=ignored,
     )
 
 
-def _find_scans(folder: Path, skip: set[Path]) -> tuple[list[Path], int]:
+def _find_scans(folder: Path, skip: set[Path], remarks: list[str]) -> tuple[list[Path], int]:
     scans: list[Path] = []
     ignored = 0
-    for directory, subfolders, names in os.walk(folder):
-        here = Path(directory)
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if not name.startswith(".") and name not in MASK_FOLDERS and (here / name).resolve() not in skip
-        )
+    for here, subfolders, names in walk_readable(folder, ".", remarks):
+        subfolders[:] = [
+            name for name in subfolders if name not in MASK_FOLDERS and (here / name).resolve() not in skip
+        ]
         others = []
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
+        for name in names:
             if name.lower().endswith(_NIFTI_EXTENSIONS):
                 scans.append(here / name)
             else:

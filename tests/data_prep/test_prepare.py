@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from data_prep import preparation_run
 from data_prep.prepare import main
 from tests.data_prep.tiny_release import (
     GEOMETRY,
@@ -213,6 +214,34 @@ def test_scan_folder_and_single_file(tmp_path):
     assert CaseManifest(tmp_path / "folder" / "manifest.json").cases("test")[0]["volume_id"] == "some_patient_ct"
     case = CaseManifest(tmp_path / "file" / "manifest.json").cases("test")[0]
     assert case["volume_id"] == "ct" and np.isnan(case["labels"]).all() and case["report"] is None
+
+
+def test_a_link_to_a_file_named_by_a_hash_keeps_its_own_name(tmp_path):
+    blob = write_volume(tmp_path / "blobs" / "0123abcd.nii.gz", chest_hu(1)).rename(tmp_path / "blobs" / "0123abcd")
+    link = tmp_path / "snapshot" / "ct.nii.gz"
+    link.parent.mkdir()
+    link.symlink_to(blob)
+
+    assert prepare(link, tmp_path / "out") == 0
+    assert prepare(link.parent, tmp_path / "out") == 0
+    assert CaseManifest(tmp_path / "out" / "manifest.json").cases("test")[0]["volume_id"] == "ct"
+
+
+def test_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+
+    assert caught.value.code == 0 and "20% of the patients" in " ".join(capsys.readouterr().out.split())
+
+
+def test_interrupting_says_how_to_go_on(release, tmp_path, monkeypatch, capsys):
+    def interrupted(task):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation_run, "prepare_case", interrupted)
+
+    assert prepare(release.root, tmp_path / "out") == 130
+    assert "start the same command again" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing(release, tmp_path, capsys):

@@ -200,9 +200,37 @@ def test_tables_with_every_fault_at_once(tmp_path):
     assert "Comment" in log["remarks"][0]
 
 
-def test_a_dicom_folder_with_faults_beside_good_scans(tmp_path):
-    (tmp_path / "raw" / "series").mkdir(parents=True)
-    (tmp_path / "raw" / "series" / "IM1").write_bytes(b"\0" * 128 + b"DICM" + b"junk" * 20)
+def test_dicom_faults_beside_a_good_series_and_nothing_of_the_patient(tmp_path, capfd):
+    pytest.importorskip("pydicom", reason="pydicom writes the small series")
+    from tests.data.test_dicom_series import DATE, NAME, PATIENT_ID, SERIES_UID, write_series, write_slice
+
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_series(raw / "good")
+    for number in (0, 1, 2, 4, 5):
+        write_slice(raw / "missing" / f"{number}.dcm", number)
+    write_series(raw / "two")
+    for number in range(3):
+        write_slice(raw / "two" / f"b{number}.dcm", number, SeriesInstanceUID="1.2.3", SeriesNumber=8)
+    write_series(raw / "skew", ImageOrientationPatient=[1, 0, 0, 0.1, 0.995, 0])
+    (raw / "junk").mkdir()
+    (raw / "junk" / "IM1").write_bytes(b"\0" * 128 + b"DICM" + b"junk" * 20)
+
+    assert prepare(raw, tmp_path / "out") == 3
+
+    outcomes = outcomes_of(tmp_path / "out")
+    assert outcomes.pop("good")["status"] == "prepared"
+    words = {"missing": "1 slices missing", "two": "2 series", "skew": "not orthogonal", "junk": "junk"}
+    assert set(outcomes) == set(words)
+    for volume_id, word in words.items():
+        assert outcomes[volume_id]["status"] == "refused" and word in outcomes[volume_id]["reason"]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*.json"))
+    printed = "".join(capfd.readouterr()).replace(str(tmp_path), "")
+    for identifier in (*NAME.split("^"), PATIENT_ID, DATE, SERIES_UID):
+        assert identifier.encode() not in written and identifier not in printed
+
+
+def test_nii_beside_nii_gz_in_a_folder(tmp_path):
     write_volume(tmp_path / "raw" / "good.nii.gz", chest_hu(1))
     write_volume(tmp_path / "raw" / "twin.nii.gz", chest_hu(1))
     (tmp_path / "raw" / "twin.nii").write_bytes(nifti_bytes(chest_hu(2).T))
@@ -211,7 +239,6 @@ def test_a_dicom_folder_with_faults_beside_good_scans(tmp_path):
 
     outcomes = outcomes_of(tmp_path / "out")
     assert outcomes.pop("good")["status"] == "prepared"
-    assert outcomes.pop("series")["status"] == "refused"
     assert len(outcomes) == 2 and all("twin.nii" in case["reason"] for case in outcomes.values())
 
 
@@ -278,7 +305,8 @@ def test_read_only_output(tmp_path):
     run = run_command(tmp_path / "raw", output)
 
     assert run.returncode == 2
-    assert run.stderr.startswith("error: --output") and run.stderr.strip().count("\n") == 0
+    assert run.stderr.startswith(f"error: {output}: ") and run.stderr.strip().count("\n") == 0
+    assert "check permissions" in run.stderr
     assert "Traceback" not in run.stderr
 
 

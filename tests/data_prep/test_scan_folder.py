@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from data_prep.raw_case import LayoutError
@@ -76,3 +79,21 @@ def test_nothing_to_prepare(tmp_path):
     touch(tmp_path / "out" / "x.nii.gz")
     with pytest.raises(LayoutError, match="neither a NIfTI file"):
         read_scan_folder(tmp_path, skip=[tmp_path / "out"])
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    touch(tmp_path / "open" / "ct.nii.gz")
+    touch(tmp_path / "closed" / "ct.nii.gz")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # chmod would not stop root
+
+    dataset = read_scan_folder(tmp_path)
+
+    assert names(dataset) == ["open_ct"]
+    assert dataset.remarks[0].startswith("closed: the folder cannot be read (Permission denied)")
