@@ -76,6 +76,7 @@ def test_options_with_an_effect_are_accepted(bundle, options, verb):
         (("--train#optimizer#momentun", "3"), r"did you mean --train::optimizer::momentum"),
         (("--train::handlers::1::name", "x"), r"train::handlers has no '1'"),
         (("--train::handlers::0::tagname", "x"), r"did you mean --train::handlers::0::tag_name"),
+        (("--train::optimizer::parms", "[]"), r"did you mean --train::optimizer::params\?$"),
         (("--epochs::more", "3"), r"epochs has no 'more'"),
         (("--config_fle", "x.json"), r"did you mean --config_file"),
         (("--run_name", "first"), r"the config has no 'run_name'"),  # only tracking brings it

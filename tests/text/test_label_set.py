@@ -1,3 +1,5 @@
+import importlib
+import importlib.resources
 import json
 import subprocess
 import sys
@@ -34,6 +36,13 @@ def test_every_shipped_set_is_complete(name, length):
         assert finding.key == finding.name.lower().replace(" ", "_").replace("-", "_")
         assert all(region_by_name(region).name == region for region in finding.regions) and finding.regions
     assert name in available_label_sets()
+
+
+def test_an_installation_carries_the_sets_along():
+    """setuptools takes data files from packages only, so the folder must be one."""
+    package = importlib.import_module("vlm3d_ext.text.label_sets")
+    assert {path.name for path in importlib.resources.files(package).iterdir()} >= {"ct_rate_18.json", "vlm3d_18.json"}
+    assert package.__file__ is not None
 
 
 def test_ct_rate_has_the_columns_of_its_csv_in_their_order():

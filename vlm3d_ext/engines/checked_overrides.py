@@ -230,7 +230,7 @@ def _refusal(option: str, above: list[str], part: str, found: Any, config: Any, 
         keys = [str(index) for index in range(len(found))]
     if not above:
         keys += sorted(command.known_arguments | _tracking_keys(command))
-    near = [prefix + key for key in difflib.get_close_matches(part, keys, n=3)]
+    near = [prefix + key for key in difflib.get_close_matches(part, dict.fromkeys(keys), n=3)]
     # the right name at the wrong place is the other common mistake
     last = option.replace("#", ID_SEP_KEY).split(ID_SEP_KEY)[-1]
     near += [path for path in _paths_ending_in(config, last) if path not in near][:3]
