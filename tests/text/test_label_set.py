@@ -1,8 +1,11 @@
+import csv
 import importlib
 import importlib.resources
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ CT_RATE_COLUMNS = (
     "Bronchiectasis,Interlobular septal thickening"
 ).split(",")
 NAN = np.nan
+REAL_LABELS = Path(__file__).parents[3] / "shared/data/ctrate/text_classifier_val_labels.head120.csv"
 
 
 @pytest.mark.parametrize(("name", "length"), [("ct_rate_18", 18), ("vlm3d_18", 18), ("rad_chestct_16", 16)])
@@ -211,3 +215,21 @@ def test_text_imports_neither_torch_nor_monai():
         f"import sys; from vlm3d_ext.text import {modules}; sys.exit(any(m in sys.modules for m in ('torch', 'monai')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not REAL_LABELS.is_file(), reason="the real CT-RATE labels are not beside the repository")
+def test_real_labels_fit_and_no_report_of_ground_glass_is_called_free_of_it():
+    with REAL_LABELS.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    label_set = load_label_set("ct_rate_18")
+    label_set.check_columns(reader.fieldnames or [])
+    with pytest.raises(ValueError, match="10 of 18 are missing"):
+        load_label_set("vlm3d_18").check_columns(reader.fieldnames or [])
+    labels = np.array([[float(row[name]) for name in label_set.names] for row in rows])
+    opacity = map_labels(labels, "ct_rate_18", "vlm3d_18")[
+        :, load_label_set("vlm3d_18").keys.index("ground_glass_opacity")
+    ]
+    mentioned = np.array([bool(re.search("ground[- ]glass", row["report_text"].lower())) for row in rows])
+    assert mentioned.sum() > 20 and np.isnan(opacity[mentioned]).all()
+    assert (opacity == 0).sum() > 20 and not (opacity == 1).any()
