@@ -110,7 +110,7 @@ def _choose_coronary_calcification(body: PatientBody, rng: np.random.Generator, 
             direction = directions[n] + (t - n) * (directions[n + 1] - directions[n])
             if rng.random() < share:
                 centres.append(direction)
-                radii.append(rng.uniform(2.2, 3.6, 3))
+                radii.append(rng.uniform(2.6, 4.2, 3))
     if not centres:
         centres, radii = [np.array(vessels[names[0]][0])], [np.full(3, 3.0)]
     geometry = {"directions": np.array(centres), "radii": np.array(radii), "hu": 800.0}

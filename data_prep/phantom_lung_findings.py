@@ -40,7 +40,7 @@ def _seed(rng: np.random.Generator) -> int:
 
 def _choose_nodules(body: PatientBody, rng: np.random.Generator, least_radius_mm: float) -> Finding:
     num = int(rng.choice([1, 2, 3, 4], p=[0.4, 0.25, 0.2, 0.15]))
-    diameters = np.sort(np.clip(rng.lognormal(np.log(12.0), 0.4, num), 6.0, 28.0))[::-1]
+    diameters = np.sort(np.clip(rng.lognormal(np.log(14.5), 0.38, num), 6.0, 29.0))[::-1]
     radii = np.maximum(diameters / 2, least_radius_mm)
     lobes = rng.choice([1, 2, 3, 4, 5], size=num, p=[0.22, 0.22, 0.24, 0.1, 0.22])
     centres = [lung_points(body, rng, int(lobe), 1, radius + 2)[0] for lobe, radius in zip(lobes, radii, strict=True)]

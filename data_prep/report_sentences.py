@@ -351,7 +351,7 @@ IMPRESSION: Mapping[str, Sequence[str]] = {
     "emphysema": ("Emphysema", "{grade} emphysema"),
     "mosaic_attenuation_pattern": (
         "Mosaic attenuation pattern in both lungs",
-        "Mosaic attenuation, small airway disease?",
+        "Mosaic attenuation, possibly small airway disease",
     ),
     "pulmonary_edema": ("Pulmonary edema", "Findings consistent with pulmonary edema"),
     "ground_glass_opacity": (
@@ -367,7 +367,7 @@ IMPRESSION: Mapping[str, Sequence[str]] = {
     "peribronchial_thickening": ("Peribronchial thickening", "Thickened bronchial walls in {place}"),
     "lung_nodule": (
         "Pulmonary nodule up to {size} mm, follow-up is recommended",
-        "Lung nodule of {size} mm in {place}",
+        "Nodule formation of up to {size} mm in {place}",
     ),
     "mass": ("Mass of {size} mm in {place}, suspicious for malignancy", "Pulmonary mass, histology is advised"),
     "pleural_effusion": ("Pleural effusion {on_side}", "{grade} pleural effusion {on_side}"),

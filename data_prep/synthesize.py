@@ -33,7 +33,7 @@ from data_prep.synthesis_tables import (
 )
 from data_prep.synthetic_scan import RECORD_FOLDER, ScanTask, finished_record, write_scan
 from data_prep.worker_pool import run_tasks
-from vlm3d_ext.data.atomic_files import write_bytes, write_json
+from vlm3d_ext.data.atomic_files import TEMPORARY_SUFFIX, write_bytes, write_json
 
 __all__ = ["SETTINGS_FILE", "main", "synthesize"]
 
@@ -108,6 +108,8 @@ def _claim(output: Path, settings: SynthesisSettings, overwrite: bool) -> None:
     if path.is_file():
         found = json.loads(path.read_text())
         if found == wanted:
+            for leftover in output.rglob(f".*{TEMPORARY_SUFFIX}"):
+                leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
             return
         differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         changes = ", ".join(f"{key} is {found.get(key)!r}, not {wanted.get(key)!r}" for key in differing)
@@ -116,9 +118,12 @@ def _claim(output: Path, settings: SynthesisSettings, overwrite: bool) -> None:
                 f"{path}: the data set there was made with other settings ({changes}); choose another --output, "
                 "or replace it with --overwrite."
             )
-        path.unlink()
+        # The old settings stay until all is gone: killed in between, the folder is still known as ours.
         for name in _OWN_FOLDERS:
-            shutil.rmtree(output / name, ignore_errors=True)
+            if (output / name).is_dir():
+                shutil.rmtree(output / name)
+        for name in ("findings.json", "adversity.json"):
+            (output / name).unlink(missing_ok=True)
     elif output.is_dir() and any(output.iterdir()):
         raise FileExistsError(
             f"{output}: holds files but no {SETTINGS_FILE}, so it is no synthetic data set; choose an empty folder."

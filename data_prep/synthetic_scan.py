@@ -39,7 +39,6 @@ RECORD_FOLDER = ".scan_records"
 
 _MASK_FOLDER = "anatomy_segmentation_labels/ts_seg/ts_total"
 _COMPRESSION_LEVEL = 3  # noise hardly compresses; a higher level costs time only
-_MAX_REDRAWS = 4
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,13 @@ def render_scan(plan: ScanPlan) -> tuple[ThoraxPhantom, list[PhantomSample]]:
     """
     body = draw_patient_body(plan.patient_seed)
     findings = choose_findings(body, plan.finding_keys, plan.scan_seed, plan.least_radius_mm)
-    for _ in range(_MAX_REDRAWS):
+    while True:
         phantom = ThoraxPhantom(plan.patient_seed, findings)
         samples = [_sample(phantom, volume, number) for number, volume in enumerate(plan.volumes)]
         visible = _visible(findings, samples)
-        if visible == findings:
+        if len(visible) == len(findings) and all(a is b for a, b in zip(visible, findings, strict=True)):
             return phantom, samples
-        findings = visible
-    raise RuntimeError(f"{plan.scan_id}: the findings still vanish after {_MAX_REDRAWS} drawings, which cannot happen.")
+        findings = visible  # with fewer parts each time, so this ends
 
 
 def _sample(phantom: ThoraxPhantom, volume: VolumePlan, number: int) -> PhantomSample:
@@ -104,15 +102,17 @@ def _sample(phantom: ThoraxPhantom, volume: VolumePlan, number: int) -> PhantomS
 
 
 def _visible(findings: tuple[Finding, ...], samples: list[PhantomSample]) -> tuple[Finding, ...]:
+    """Return the findings, the same objects where nothing is missing, without what a sample has no voxel of."""
     kept: list[Finding] = []
     for finding in findings:
+        drawn = present_keys([finding]) & set(DRAWN_LESIONS)
+        if not all(drawn <= set(sample.lesion_masks) for sample in samples):
+            continue
+        left: Finding | None = finding
         if "lobes" in finding.geometry:
-            num_parts = len(finding.geometry["lobes"])
-            seen = [n for n in range(num_parts) if all(s.part_voxels.get((finding.key, n), 0) for s in samples)]
-            left = finding if len(seen) == num_parts else keep_parts(finding, seen)
-        else:
-            drawn = present_keys([finding]) & set(DRAWN_LESIONS)
-            left = finding if all(drawn <= set(s.lesion_masks) for s in samples) else None
+            parts = range(len(finding.geometry["lobes"]))
+            seen = [n for n in parts if all(sample.part_voxels.get((finding.key, n), 0) for sample in samples)]
+            left = finding if len(seen) == len(parts) else keep_parts(finding, seen)
         if left is not None:
             kept.append(left)
     return tuple(kept)

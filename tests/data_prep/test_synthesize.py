@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep.finding_record import CT_RATE_18, FINDING_PREVALENCE, VLM3D_18
+from data_prep.finding_record import CT_RATE_18, DRAWN_LESIONS, FINDING_PREVALENCE, VLM3D_18, present_keys
 from data_prep.synthesis_plan import SynthesisSettings, assign_findings, plan_data_set
 from data_prep.synthesis_tables import METADATA_COLUMNS, read_rows, table_paths
 from data_prep.synthesize import main, synthesize
-from data_prep.synthetic_scan import PADDING_HU, volume_path
+from data_prep.synthetic_scan import PADDING_HU, render_scan, volume_path
 
 SETTINGS = SynthesisSettings(num_train_patients=5, num_valid_patients=3, seed=3, size=(20, 40, 44))
 REAL_METADATA = Path(__file__).parents[2] / "../shared/data/ctrate/validation_metadata.matching.csv"
@@ -170,6 +170,23 @@ def test_labels_masks_and_findings_agree(data_set):
             assert (others["Fracture"] == "1") == ("fracture" in keys)
 
 
+def test_a_lesion_without_a_voxel_on_every_grid_is_no_finding():
+    # Voxels of 40 x 30 x 30 mm cannot show all that was planned.
+    plans = plan_data_set(SynthesisSettings(num_train_patients=25, num_valid_patients=0, seed=9, size=(8, 12, 12)))
+    num_lost = 0
+    for plan in plans:
+        phantom, samples = render_scan(plan)
+        shown = present_keys(phantom.findings)
+        num_lost += len(set(plan.finding_keys) - shown)
+        for sample in samples:
+            assert set(sample.lesion_masks) == shown & set(DRAWN_LESIONS), plan.scan_id
+            for finding in phantom.findings:
+                if "lobes" in finding.geometry:
+                    counts = [sample.part_voxels[finding.key, n] for n in range(len(finding.geometry["lobes"]))]
+                    assert min(counts) > 0
+    assert num_lost > 0
+
+
 def test_reconstructions_share_findings_and_differ_in_picture(data_set):
     root, _ = data_set
     truth = json.loads((root / "findings.json").read_text())
@@ -191,6 +208,7 @@ def test_bytes_depend_on_neither_workers_nor_interruption(data_set, tmp_path):
     for relative in (".scan_records/train_2_a.json", "train_fixed/train_3/train_3_a/train_3_a_1.nii.gz"):
         (tmp_path / "two" / relative).unlink()
     (tmp_path / "two/findings.json").unlink()
+    (tmp_path / "two/train_fixed/.train_3_a_1.nii.gz.x1.partial").write_bytes(b"half")
     summary = synthesize(tmp_path / "two", SETTINGS, progress=False)
     assert summary["scans_made_now"] == 2
     assert _hashes(tmp_path / "two") == _hashes(root)
@@ -205,12 +223,15 @@ def test_a_second_run_makes_nothing_anew(data_set):
 
 
 def test_other_settings_are_refused_or_replace_everything(tmp_path, capsys):
+    small = SynthesisSettings(num_valid_patients=0, size=(8, 24, 24))
     arguments = ["--output", str(tmp_path / "data"), "--num-valid-patients", "0", "--size", "8", "24", "24"]
-    assert main([*arguments, "--num-train-patients", "2", "--workers", "1"]) == 0
+    assert main([*arguments, "--num-train-patients", "2", "--workers", "1", "--adversity"]) == 0
     assert main([*arguments, "--num-train-patients", "1", "--workers", "1"]) == 2
     assert "num_train_patients is 2, not 1" in capsys.readouterr().err
     assert main([*arguments, "--num-train-patients", "1", "--workers", "1", "--overwrite"]) == 0
     assert [p.name for p in (tmp_path / "data/train_fixed").iterdir()] == ["train_1"]
+    synthesize(tmp_path / "fresh", replace(small, num_train_patients=1), progress=False)
+    assert _hashes(tmp_path / "fresh") == _hashes(tmp_path / "data")
 
 
 def test_foreign_files_are_never_touched(tmp_path, capsys):
