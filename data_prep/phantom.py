@@ -34,6 +34,8 @@ __all__ = ["PhantomSample", "ThoraxPhantom", "centred_affine"]
 # Enough for one demo volume at once; larger grids are painted in slabs to bound the memory.
 _VOXELS_PER_BLOCK = 3_000_000
 _HU_RANGE = (-1024.0, 3071.0)
+_CLASSES_THAT_HOLD_LESIONS = (0, 10, 11, 12, 13, 14)
+"""TotalSegmentator's background (effusions) and the five lobes."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,10 @@ class ThoraxPhantom:
         paint_stage(scene, "mediastinum")
         paint_bones(scene)
         paint_stage(scene, "skeleton")
+        # An organ painted later covers a lesion, such as the aorta beside an effusion.
+        uncovered = np.isin(canvas.anatomy, _CLASSES_THAT_HOLD_LESIONS)
+        for mask in canvas.lesion_masks.values():
+            mask &= uncovered
         return canvas
 
     def _noise(

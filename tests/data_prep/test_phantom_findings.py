@@ -75,6 +75,15 @@ def test_drawn_lesions_have_a_mask_and_only_theirs(key, healthy):
     assert np.mean(np.abs(sample.hu - healthy.hu)[mask] > 40) > 0.75
 
 
+def test_lesion_masks_hold_no_other_organ():
+    sample = _sample(_choose(*DRAWN_LESIONS, "cardiomegaly", "hiatal_hernia", "arterial_wall_calcification"))
+    assert set(sample.lesion_masks) == set(DRAWN_LESIONS)
+    for key, mask in sample.lesion_masks.items():
+        assert set(np.unique(sample.anatomy[mask]).tolist()) <= {0, 10, 11, 12, 13, 14}, key
+    for key in ("pleural_effusion", "pericardial_effusion"):
+        assert np.mean(np.abs(sample.hu[sample.lesion_masks[key]] - 12) < 60) > 0.75  # the rest are soft edges
+
+
 def test_pneumonia_is_consolidation_with_a_halo():
     masks = _sample(_choose("pneumonia")).lesion_masks
     assert set(masks) == {"consolidation", "ground_glass_opacity"}
