@@ -109,11 +109,14 @@ class ResumableCheckpoint:
 
         Raises:
             FileNotFoundError: if there is no last.pt.
+            LineageError: if it belongs to another bundle, phase or data set.
         """
         path = self.save_dir / "last.pt"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: nothing to resume from. Start without --resume, or point --ckpt_dir at the run.")
         content = torch.load(path, map_location=trainer.state.device, weights_only=True)
+        if self.lineage is not None:
+            self.lineage.load_state_dict(content["lineage"])  # refuses a run on other data
         for name, item in {**self.objects, **self.training_objects}.items():
             item.load_state_dict(content[name])
         if getattr(trainer, "scaler", None) is not None and content["scaler"] is not None:

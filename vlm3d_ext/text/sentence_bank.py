@@ -84,4 +84,8 @@ class SentenceBank:
         regions = [0] * NUM_REGIONS
         for name in regions_of_sentence(raw):
             regions[region_by_name(name).index - 1] = 1
-        return Sentence(text, tuple(hash_ngrams(text, self.num_buckets)[: self.max_ngrams]), tuple(regions))
+        return Sentence(text, self._ngram_ids(text), tuple(regions))
+
+    def _ngram_ids(self, text: str) -> tuple[int, ...]:
+        # id 0 is padding, so that the hashes fill the ids from 1 on
+        return tuple(1 + bucket for bucket in hash_ngrams(text, self.num_buckets - 1)[: self.max_ngrams])
