@@ -85,8 +85,7 @@ def _choose_bronchiectasis(body: PatientBody, rng: np.random.Generator, least_ra
     lobes = [(2,), (5,), (2, 5), (4, 5), (1, 3), (3,), (1, 2)][int(rng.integers(7))]
     geometry = {"scale": float(rng.uniform(2.6, 3.4))}
     diameter = 2 * 2.3 * body.size * geometry["scale"]
-    pattern = str(rng.choice(["cylindrical", "varicose"]))
-    return Finding("bronchiectasis", side_of_lobes(lobes), _names(lobes), diameter, "", pattern, geometry)
+    return Finding("bronchiectasis", side_of_lobes(lobes), _names(lobes), diameter, "", "cylindrical", geometry)
 
 
 def bronchial_changes(findings: tuple[Finding, ...]) -> tuple[dict[int, float], dict[int, float]]:
