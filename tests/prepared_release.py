@@ -1,4 +1,4 @@
-"""A tiny prepared data set for tests of bundles, written by the real writer: bright blocks that the reports and labels speak of."""
+"""A tiny prepared data set for tests, made by the real writer: bright blocks that its reports and labels speak of."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from vlm3d_ext.text.label_set import load_label_set
 SIZE = (8, 16, 16)
 
 
-def make_prepared_release(folder: Path, num_cases: tuple[int, int, int] = (8, 4, 6), num_windows: int = 1, seed: int = 0) -> Path:
+def make_prepared_release(
+    folder: Path, num_cases: tuple[int, int, int] = (8, 4, 6), num_windows: int = 1, seed: int = 0
+) -> Path:
     """Write prepared cases and their manifest; returns the manifest's path.
 
-    The image is noise; a case with pleural effusion has a bright base, one with cardiomegaly a bright middle. Every fourth case has no mask, every fifth no report.
+    The image is noise; a case with pleural effusion has a bright base, one with cardiomegaly a bright middle. Every
+    fourth case has no mask, every fifth no report.
     """
     generator = np.random.default_rng(seed)
     names = load_label_set("ct_rate_18").names
@@ -49,7 +52,12 @@ def _write_case(folder, number, split, names, num_windows, generator):
     spacing = [5.0, 2.0, 2.0]
     images = image.astype(np.uint8)
     write_prepared_case(
-        folder, volume_id, images if num_windows > 1 else images[0], regions if has_mask else None, spacing, {"volume_id": volume_id}
+        folder,
+        volume_id,
+        images if num_windows > 1 else images[0],
+        regions if has_mask else None,
+        spacing,
+        {"volume_id": volume_id},
     )
     labels: list[int | None] = [0] * len(names)
     labels[names.index("Pleural effusion")] = effusion

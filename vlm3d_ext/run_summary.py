@@ -73,7 +73,10 @@ def summarise_run(folder: Path) -> str:
         lines.append(f"  mlflow ui --backend-store-uri sqlite:///{(folder / 'mlruns.db').resolve()}")
     checkpoints = sorted(folder.glob("*/models/model.pt"))
     lines += [f"  python -m vlm3d_ext.lineage {path}" for path in checkpoints]
-    lines += ["", "Synthetic phantoms and a demo-size model: the figures show that the chain works, not how well it reads real scans."]
+    lines += [
+        "",
+        "Synthetic phantoms, a demo-size model: the figures say that the chain works, not how well it reads scans.",
+    ]
     return "\n".join(lines)
 
 

@@ -108,7 +108,11 @@ def test_rotation_depends_on_distance_only():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((10, 4, 1), "multiple of num_heads"), ((16, 4, 4), "num_depth_heads must lie"), ((16, 4, 0), "num_depth_heads must lie")],
+    [
+        ((10, 4, 1), "multiple of num_heads"),
+        ((16, 4, 4), "num_depth_heads must lie"),
+        ((16, 4, 0), "num_depth_heads must lie"),
+    ],
 )
 def test_slice_aware_attention_refuses_sizes_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -1,9 +1,10 @@
 """The 20 anatomical regions of a chest CT, and how TotalSegmentator's classes map onto them.
 
-One table, `ANATOMICAL_REGIONS`, is the only place where regions are defined. Region 0 is background. Region 19 (pleura) has no
-TotalSegmentator class: it is a shell around the lungs, derived where the mask is prepared.
+One table, `ANATOMICAL_REGIONS`, is the only place where regions are defined. Region 0 is background. Region 19 (pleura)
+has no TotalSegmentator class: it is a shell around the lungs, derived where the mask is prepared.
 
-Source: class ids and names of TotalSegmentator v2, task ``total`` (Wasserthal et al., Radiology: AI 2023), and the names that its v1 release used.
+Source: class ids and names of TotalSegmentator v2, task ``total`` (Wasserthal et al., Radiology: AI 2023), and the
+names that its v1 release used.
 """
 
 from __future__ import annotations
@@ -62,7 +63,13 @@ ANATOMICAL_REGIONS: tuple[AnatomicalRegion, ...] = (
         "heart",
         "heart",
         {51: "heart", 61: "atrial_appendage_left"},
-        ("heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right", "heart_ventricle_right"),
+        (
+            "heart_myocardium",
+            "heart_atrium_left",
+            "heart_ventricle_left",
+            "heart_atrium_right",
+            "heart_ventricle_right",
+        ),
     ),
     AnatomicalRegion(8, "aorta", "aorta", {52: "aorta"}),
     AnatomicalRegion(9, "pulmonary_vessels", "pulmonary vessels", {53: "pulmonary_vein"}, ("pulmonary_artery",)),
@@ -147,13 +154,13 @@ def _region_of_class_name() -> dict[str, int]:
 
 
 def region_of_totalsegmentator_class(name: str) -> int:
-    """Return the region index (1 to 20) of a TotalSegmentator class name, v1 or v2; 0 for a class outside the 20 regions."""
+    """Return the region index (1 to 20) of a TotalSegmentator class name, v1 or v2; 0 for a class outside them."""
     return _region_of_class_name().get(name, 0)
 
 
 @cache
 def totalsegmentator_lookup_table() -> np.ndarray:
-    """Return a (118,) uint8 array: TotalSegmentator v2 ``total`` class id -> region index, 0 for classes outside the 20 regions."""
+    """Return a (118,) uint8 array: class id of TotalSegmentator v2 ``total`` -> region index, 0 for other classes."""
     table = np.zeros(_HIGHEST_TOTALSEGMENTATOR_CLASS + 1, dtype=np.uint8)
     for region in ANATOMICAL_REGIONS:
         for class_id in region.totalsegmentator:

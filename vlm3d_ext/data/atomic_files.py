@@ -1,7 +1,7 @@
 """Writing files so that, whatever happens, each is either whole or absent.
 
-Every writer makes a temporary file beside the target, flushes it to disk and renames it. The bytes depend on the content only: no clock, no
-file name, so the same content gives the same file.
+Every writer makes a temporary file beside the target, flushes it to disk and renames it. The bytes depend on the
+content only: no clock, no file name, so the same content gives the same file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def whole_or_absent(path: str | os.PathLike) -> Iterator[BinaryIO]:
     For what should not pass through memory, such as checkpoints; else `write_bytes` and its kin are simpler.
 
     Raises:
-        OSError: if the file cannot be written (disk full, read-only folder). Whatever is raised, the temporary file is removed and `path` is what it was.
+        OSError: if the file cannot be written (disk full, read-only folder). Whatever is raised, the temporary file is
+            removed and `path` is what it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,8 @@ class CaseManifest:
         path: the manifest.json.
 
     Raises:
-        ManifestError: if the file is missing, is not such a manifest, lists a volume twice, or has a patient in two splits.
+        ManifestError: if the file is missing, is not such a manifest, lists a volume twice, or has a patient in two
+            splits.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -81,7 +82,9 @@ class CaseManifest:
         cases = [self._resolve(case) for name in names for case in self._cases[name]][:max_cases]
         if not cases:
             counts = {name: len(self._cases[name]) for name in SPLITS}
-            raise ManifestError(f"{self.path}: no case in {' or '.join(names)} (the manifest has {counts}). {_NEXT_STEP}")
+            raise ManifestError(
+                f"{self.path}: no case in {' or '.join(names)} (the manifest has {counts}). {_NEXT_STEP}"
+            )
         return cases
 
     def _resolve(self, case: dict[str, Any]) -> dict[str, Any]:

@@ -25,12 +25,13 @@ class FeatureStoreError(ValueError):
 class FeatureStore:
     """A folder with ``features.json`` (which encoder, which data) and ``<volume_id>.npz`` per volume.
 
-    An NPZ holds ``global_features`` (C,) and ``region_features`` (R, C), float32, and ``labels`` (L,) with NaN for unknown. Files are whole or absent, so extraction can
-    be stopped and continued.
+    An NPZ holds ``global_features`` (C,) and ``region_features`` (R, C), float32, and ``labels`` (L,) with NaN for
+    unknown. Files are whole or absent, so extraction can be stopped and continued.
 
     Args:
         folder: where the store is or will be.
-        origin: what must be the same for all files: the encoder's checkpoint sha256, the manifest's fingerprint, and the like. None opens an existing store as it is.
+        origin: what must be the same for all files: the encoder's checkpoint sha256, the manifest's fingerprint, and
+            the like. None opens an existing store as it is.
 
     Raises:
         FeatureStoreError: if the folder holds features of another origin, or none where an existing store is opened.
@@ -42,7 +43,9 @@ class FeatureStore:
         existing = json.loads(index.read_text()) if index.is_file() else None
         if origin is None:
             if existing is None:
-                raise FeatureStoreError(f"{index}: no such file; extract features first with the encoder bundle's inference.json.")
+                raise FeatureStoreError(
+                    f"{index}: no such file; extract features first with the encoder bundle's inference.json."
+                )
             self.origin: dict[str, Any] = existing
             return
         self.origin = json.loads(json.dumps(dict(origin)))
@@ -63,11 +66,15 @@ class FeatureStore:
         """Return the cases whose features are not there yet."""
         return [case for case in cases if not self.path(case["volume_id"]).is_file()]
 
-    def write(self, volume_id: str, global_features: np.ndarray, region_features: np.ndarray, labels: np.ndarray) -> None:
+    def write(
+        self, volume_id: str, global_features: np.ndarray, region_features: np.ndarray, labels: np.ndarray
+    ) -> None:
         """Store one volume's features."""
         arrays = {"global_features": global_features, "region_features": region_features, "labels": labels}
         write_npz(
-            self.path(volume_id), {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}, compressed=False
+            self.path(volume_id),
+            {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()},
+            compressed=False,
         )
 
     def read(self, volume_id: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Datasets whose random draws depend on the sample and the epoch, not on workers, ranks or what ran before.
 
-This is what makes an interrupted run continue on the very curve it would have had, and two ranks compute what one computes.
+This is what makes an interrupted run continue on the very curve it would have had, and two ranks compute what one
+computes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["EpochIndex", "SeededDataset", "SeededSampler"]
 
 
 class EpochIndex(NamedTuple):
-    """Which sample, in which epoch. The epoch travels with the index, because a worker process would not see it change."""
+    """Which sample, in which epoch; the epoch travels along because a worker process would not see it change."""
 
     epoch: int
     index: int
@@ -54,8 +55,9 @@ class SeededDataset(Dataset):
 class SeededSampler(DistributedSampler):
     """Yields `EpochIndex`, shuffled by (seed, epoch), this rank's share of them.
 
-    It works alike with one process and with many (WORLD_SIZE and RANK as torchrun sets them). MONAI's engines tell it the epoch. Consecutive samples go to different
-    ranks, so batches of n on k ranks hold together the very samples that one batch of n · k holds on one rank.
+    It works alike with one process and with many (WORLD_SIZE and RANK as torchrun sets them). MONAI's engines tell it
+    the epoch. Consecutive samples go to different ranks, so batches of n on k ranks hold together the very samples that
+    one batch of n · k holds on one rank.
 
     Args:
         dataset: what to sample from.

@@ -1,4 +1,4 @@
-"""What the encoder has learnt, measured on the test split beside an untrained encoder, a histogram and position-wise means."""
+"""What the encoder has learnt, on the test split: beside an untrained encoder, a histogram and position-wise means."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class SplitFeatures:
         unguided: the same without any mask.
         histogram: (N, bins).
         reconstruction_error: mean absolute error of hidden voxels, in [0, 1] of the window.
-        region_share_error: mean over tokens of half the sum of absolute share differences: the part of a token given to a wrong region.
+        region_share_error: mean over tokens of half the sum of absolute share differences: the part of a token given to
+            a wrong region.
         mean_patches, mean_shares: position-wise means over the split; None where the volumes differ in size.
     """
 
@@ -87,7 +88,9 @@ class _RunningMean:
 
 
 @torch.no_grad()
-def collect_split(network: EncoderPretraining, loader: Iterable[Mapping[str, Tensor]], device: torch.device) -> SplitFeatures:
+def collect_split(
+    network: EncoderPretraining, loader: Iterable[Mapping[str, Tensor]], device: torch.device
+) -> SplitFeatures:
     """Run an encoder over one split.
 
     Args:
@@ -141,7 +144,7 @@ def position_wise_errors(
     patch_size: tuple[int, int, int],
     num_regions: int,
 ) -> tuple[float, float]:
-    """Return both errors of the trivial prediction: at each place the mean of the training split; NaN where there is none."""
+    """Return both errors of the trivial prediction, at each place the training split's mean; NaN if there is none."""
     reconstruction_errors, share_errors = [], []
     for batch in loader:
         if mean_patches is not None:
@@ -158,7 +161,10 @@ def position_wise_errors(
 
 
 def _label_features(features: np.ndarray, regions_of_label: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Return per label (N, 2 C): the global feature and the mean of the regions (1 to R) where the finding lives; all regions if none is named."""
+    """Return per label (N, 2 C): the global feature and the mean feature of the finding's regions.
+
+    Regions count from 1 to R; a finding that names none gets the mean of all.
+    """
     everywhere = range(1, features.shape[1])
     return [
         np.concatenate([features[:, 0], features[:, list(regions or everywhere)].mean(1)], axis=1)
@@ -200,7 +206,9 @@ def evaluate_representation(
             features = {split: getattr(collected[split], way) for split in SPLITS}
             per_label = {split: _label_features(features[split], regions_of_label) for split in SPLITS}
             scores, auroc = linear_probe(per_label, labels, seed)
-            _record(report, f"{name}_{way}", "linear_probe", label_names, labels["test"], scores, auroc, num_resamples, seed)
+            _record(
+                report, f"{name}_{way}", "linear_probe", label_names, labels["test"], scores, auroc, num_resamples, seed
+            )
         scores, auroc = knn_probe({split: collected[split].unguided[:, 0] for split in SPLITS}, labels)
         _record(report, f"{name}_unguided", "knn", label_names, labels["test"], scores, auroc, 0, seed)
 

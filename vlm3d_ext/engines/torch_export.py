@@ -37,7 +37,9 @@ def export_network(
         RuntimeError: if the exported program and the network disagree.
     """
     if len(example) < 2:
-        raise ValueError(f"example must have a batch of at least 2 for a dynamic batch size, got shape {tuple(example.shape)}.")
+        raise ValueError(
+            f"example must have a batch of at least 2 for a dynamic batch size, got shape {tuple(example.shape)}."
+        )
     network = network.eval()
     batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
@@ -45,7 +47,9 @@ def export_network(
         eager, exported = network(example[:1]), program.module()(example[:1])
     if not torch.allclose(eager, exported, rtol=1e-4, atol=1e-5):
         worst = (eager - exported).abs().max().item()
-        raise RuntimeError(f"the exported program differs from the network by up to {worst:.3g}; {path} was not written.")
+        raise RuntimeError(
+            f"the exported program differs from the network by up to {worst:.3g}; {path} was not written."
+        )
     with whole_or_absent(path) as file:
         torch.export.save(program, file, extra_files=dict(extra_files or {}))
     return program
@@ -53,7 +57,9 @@ def export_network(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vlm3d_ext.engines.torch_export", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m vlm3d_ext.engines.torch_export", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--config_file", required=True, action="append", help="config, repeated to merge several")
     parser.add_argument("--net_id", default="export_network", help="id of the network in the config")
     parser.add_argument("--ckpt_file", required=True, help="checkpoint with the weights under 'model'")

@@ -16,13 +16,13 @@ __all__ = ["LossHistory"]
 
 
 class LossHistory:
-    """Keeps a row per epoch and writes all rows to a JSON file after each: mean training losses, learning rates, validation metrics.
+    """Keeps a row per epoch and writes all to a JSON file: mean training losses, learning rates, validation metrics.
 
-    It has a `state_dict`, so a resumed run continues the rows of the interrupted one. Goes to the trainer's handlers after the validation, and to
-    the evaluator's.
+    It has a `state_dict`, so a resumed run continues the rows of the interrupted one. Goes to the trainer's handlers
+    after the validation, and to the evaluator's.
 
     Args:
-        path: the JSON file, a list of rows ``{"epoch", "iteration", "loss", "losses", "learning_rates", "validation"}``.
+        path: the JSON file, a list of rows ``{"epoch", "iteration", "loss", "losses", "learning_rates", "validation"}``
     """
 
     def __init__(self, path: str | os.PathLike) -> None:

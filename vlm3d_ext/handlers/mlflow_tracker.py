@@ -12,9 +12,9 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported, which monai.handlers does
 
-from ignite.engine import Engine, Events  # noqa: E402
-from monai.engines import Trainer  # noqa: E402
-from monai.handlers import MLFlowHandler  # noqa: E402
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from monai.handlers import MLFlowHandler
 
 __all__ = ["MLflowTracker"]
 
@@ -24,7 +24,9 @@ _LONGEST_PARAMETER = 500  # what MLflow's database column is sure to hold
 def _losses_of_output(output: Any) -> dict[str, float]:
     losses = {"loss": float(output["loss"].detach())}
     if isinstance(output["pred"], dict):
-        losses.update({f"loss_{name}": float(value.detach()) for name, value in output["pred"].get("losses", {}).items()})
+        losses.update(
+            {f"loss_{name}": float(value.detach()) for name, value in output["pred"].get("losses", {}).items()}
+        )
     return losses
 
 
@@ -42,11 +44,13 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 class MLflowTracker(MLFlowHandler):
     """MONAI's MLflow handler, for a trainer and its evaluator together.
 
-    Beyond the parent: a run of its own each time (the parent reuses an unfinished one of the same name), closed when the engine that began it ends, FAILED if an exception ends it and KILLED if the
-    process is stopped; the configuration's plain values and the lineage as parameters, the whole configuration and lineage as artifacts.
+    Beyond the parent: a run of its own each time (the parent reuses an unfinished one of the same name), closed when
+    the engine that began it ends, FAILED if an exception ends it and KILLED if the process is stopped; the
+    configuration's plain values and the lineage as parameters, the whole configuration and lineage as artifacts.
 
     Args:
-        tracking_uri: where MLflow keeps runs, for instance ``sqlite:///…/mlruns.db``; MLFLOW_TRACKING_URI takes precedence.
+        tracking_uri: where MLflow keeps runs, for instance ``sqlite:///…/mlruns.db``; MLFLOW_TRACKING_URI takes
+            precedence.
         experiment_name: groups runs.
         run_name: shown in the list; the time and a short random part are appended, which makes it unique.
         lineage: object with `state_dict`, as `vlm3d_ext.lineage.Lineage`.
@@ -97,7 +101,9 @@ class MLflowTracker(MLFlowHandler):
             config = record.get("config") or {}
             knobs = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bool)) and "$" not in str(v)}
             parameters.update(_flatten(knobs))
-            self._log_params({name: value for name, value in parameters.items() if name not in self.default_tracking_params})
+            self._log_params(
+                {name: value for name, value in parameters.items() if name not in self.default_tracking_params}
+            )
             self.client.log_dict(self.cur_run.info.run_id, record, "lineage.json")
             if config:
                 self.client.log_dict(self.cur_run.info.run_id, config, "config.json")

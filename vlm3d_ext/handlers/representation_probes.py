@@ -24,10 +24,10 @@ __all__ = ["RepresentationProbes"]
 
 
 class RepresentationProbes:
-    """After the evaluator's epoch, compares the trained encoder with an untrained one and adds the figures to the evaluator's metrics.
+    """After the evaluator's epoch, compares the encoder with an untrained one and adds the figures to its metrics.
 
-    The untrained encoder is a copy taken when this handler is made, which is before any checkpoint is loaded. Writes ``representation.json``,
-    ``representation.csv`` (per label) and ``representation.png`` into `output_dir`.
+    The untrained encoder is a copy taken when this handler is made, which is before any checkpoint is loaded. Writes
+    ``representation.json``, ``representation.csv`` (per label) and ``representation.png`` into `output_dir`.
 
     Args:
         network: the network under evaluation.
@@ -61,9 +61,7 @@ class RepresentationProbes:
 
     def __call__(self, engine: Engine) -> None:
         """Measure, write, print, and add to ``engine.state.metrics``."""
-        regions = [
-            [region_by_name(name).index for name in finding.regions] for finding in self.label_set.findings
-        ]
+        regions = [[region_by_name(name).index for name in finding.regions] for finding in self.label_set.findings]
         report = evaluate_representation(
             {"untrained": self.untrained, "trained": self.network},
             self.loaders,
@@ -97,7 +95,11 @@ def format_figures(figures: Mapping[str, float]) -> str:
         lines.append(f"{name:38}{row}  ({baseline})")
     for way in ("unguided", "guided"):
         name = f"linear_probe_macro_auroc_trained_{way}"
-        row = value(name) + value(f"linear_probe_macro_auroc_untrained_{way}") + value("linear_probe_macro_auroc_histogram")
+        row = (
+            value(name)
+            + value(f"linear_probe_macro_auroc_untrained_{way}")
+            + value("linear_probe_macro_auroc_histogram")
+        )
         lines.append(f"{'linear probe macro AUROC, ' + way:38}{row}  (histogram){interval(name)}")
     row = value("knn_macro_auroc_trained_unguided") + value("knn_macro_auroc_untrained_unguided") + f"{0.5:10.4f}"
     lines.append(f"{'kNN macro AUROC, unguided':38}{row}  (chance)")
@@ -118,7 +120,11 @@ def _draw(report: RepresentationReport, label_names: Sequence[str]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sources = {"trained_unguided": "trained encoder", "untrained_unguided": "untrained encoder", "histogram": "intensity histogram"}
+    sources = {
+        "trained_unguided": "trained encoder",
+        "untrained_unguided": "untrained encoder",
+        "histogram": "intensity histogram",
+    }
     auroc = {
         (row["features"], row["label"]): row["auroc"] for row in report.per_label if row["probe"] == "linear_probe"
     }

@@ -17,18 +17,21 @@ __all__ = ["ResumableCheckpoint"]
 
 
 class ResumableCheckpoint:
-    """Writes ``last.pt`` after each epoch and ``model.pt`` when validation has improved, and continues from ``last.pt``.
+    """Writes ``last.pt`` after each epoch, ``model.pt`` when validation has improved, and continues from ``last.pt``.
 
-    MONAI's `CheckpointSaver` forgets the best metric when a run is resumed, and then replaces the best model by a worse one; here the best value travels in
-    ``last.pt``. Files are renamed into place when whole. Only rank 0 writes. The same instance is put into the handlers of the trainer (last, so that the others have done their work) and of the
+    MONAI's `CheckpointSaver` forgets the best metric when a run is resumed, and then replaces the best model by a worse
+    one; here the best value travels in ``last.pt``. Files are renamed into place when whole. Only rank 0 writes. The
+    same instance is put into the handlers of the trainer (last, so that the others have done their work) and of the
     evaluator.
 
-    ``model.pt`` holds `objects` and the lineage. ``last.pt`` holds also `training_objects`, the trainer's position and the best metric.
+    ``model.pt`` holds `objects` and the lineage. ``last.pt`` holds also `training_objects`, the trainer's position and
+    the best metric.
 
     Args:
         save_dir: where both files go.
         objects: name -> object with `state_dict`, for both files; later bundles read "model".
-        training_objects: name -> object with `state_dict` and `load_state_dict`, needed to continue only: optimizer, scheduler, history.
+        training_objects: name -> object with `state_dict` and `load_state_dict`, needed to continue only: optimizer,
+            scheduler, history.
         metric_name: which of the evaluator's metrics decides; None keeps the newest as model.pt.
         lower_is_better: sense of the metric.
         lineage: object whose `state_dict` is stored with both.
@@ -113,7 +116,9 @@ class ResumableCheckpoint:
         """
         path = self.save_dir / "last.pt"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: nothing to resume from. Start without --resume, or point --ckpt_dir at the run.")
+            raise FileNotFoundError(
+                f"{path}: nothing to resume from. Start without --resume, or point --ckpt_dir at the run."
+            )
         content = torch.load(path, map_location=trainer.state.device, weights_only=True)
         if self.lineage is not None:
             self.lineage.load_state_dict(content["lineage"])  # refuses a run on other data

@@ -1,7 +1,7 @@
 """Losses of the encoder's pre-training.
 
-Each is a mean over *all* samples of the batch, in which a sample without a target (no mask, no report) counts as zero. Equal shares of a
-batch on several ranks therefore average to the value of the whole batch on one.
+Each is a mean over *all* samples of the batch, in which a sample without a target (no mask, no report) counts as zero.
+Equal shares of a batch on several ranks therefore average to the value of the whole batch on one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def masked_reconstruction_loss(reconstruction: Tensor, patches: Tensor, patch_ma
     return _mean_over_samples((reconstruction.float() - patches.float()).abs().mean(-1), patch_mask)
 
 
-def region_share_loss(region_logits: Tensor, shares: Tensor, has_mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
+def region_share_loss(
+    region_logits: Tensor, shares: Tensor, has_mask: Tensor, token_mask: Tensor | None = None
+) -> Tensor:
     """Return the cross-entropy between predicted and true shares of each token.
 
     Args:

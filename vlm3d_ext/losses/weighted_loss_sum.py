@@ -27,6 +27,8 @@ class WeightedLossSum(nn.Module):
         """Return the scalar sum over ``predictions["losses"]``; `target` is unused, the network has seen it."""
         losses = predictions["losses"]
         if losses.keys() != self.weights.keys():
-            raise ValueError(f"the network returns the losses {sorted(losses)}, weights are given for {sorted(self.weights)}.")
+            raise ValueError(
+                f"the network returns the losses {sorted(losses)}, weights are given for {sorted(self.weights)}."
+            )
         # a weight of 0 keeps the loss in the graph: distributed training expects a gradient for every parameter
         return sum((self.weights[name] * loss for name, loss in losses.items()), start=next(iter(losses.values())) * 0)

@@ -1,6 +1,7 @@
 """Multi-label metrics that leave unknown labels out.
 
-Labels are 1, 0 or NaN. NaN takes no part in any figure, and a figure that is undefined (a label with one class only) is NaN, not 0.
+Labels are 1, 0 or NaN. NaN takes no part in any figure, and a figure that is undefined (a label with one class only) is
+NaN, not 0.
 """
 
 from __future__ import annotations

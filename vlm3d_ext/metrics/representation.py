@@ -50,7 +50,8 @@ def linear_probe(
     Fitted on training; the strength of the L2 penalty is chosen per label on validation; test is only scored.
 
     Args:
-        features: split -> one (N, C) array per label (labels may look at different regions); splits "training", "validation", "test".
+        features: split -> one (N, C) array per label (labels may look at different regions); splits "training",
+            "validation", "test".
         labels: split -> (N, L) of 1, 0 or NaN.
         seed: of the solver.
 
@@ -71,7 +72,8 @@ def linear_probe(
         for strength in REGULARISATION_GRID:
             probe = LogisticRegression(C=strength, max_iter=500, class_weight="balanced", random_state=seed)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # an unfinished fit is judged on validation like any other
+                # an unfinished fit is judged on validation like any other
+                warnings.simplefilter("ignore", ConvergenceWarning)
                 probe.fit(x["training"][known], target)
             on_validation = per_label_auroc(
                 labels["validation"][:, [column]], probe.decision_function(x["validation"])[:, None]
@@ -89,7 +91,8 @@ def linear_probe(
 def knn_probe(features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Score test cases by the mean label of their nearest training cases in cosine distance.
 
-    The number of neighbours is the one of 5, 10, 20 with the best macro AUROC on validation. Unknown labels of neighbours are left out.
+    The number of neighbours is the one of 5, 10, 20 with the best macro AUROC on validation. Unknown labels of
+    neighbours are left out.
 
     Args:
         features: split -> (N, C).
@@ -99,7 +102,10 @@ def knn_probe(features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) ->
         Scores on test (N, L), and AUROC per label (L,).
     """
     centre = features["training"].mean(0)
-    unit = {s: (f - centre) / np.maximum(np.linalg.norm(f - centre, axis=1, keepdims=True), 1e-12) for s, f in features.items()}
+    unit = {
+        s: (f - centre) / np.maximum(np.linalg.norm(f - centre, axis=1, keepdims=True), 1e-12)
+        for s, f in features.items()
+    }
     known = ~np.isnan(labels["training"])
     values = np.nan_to_num(labels["training"])
     prior = values.sum(0) / np.maximum(known.sum(0), 1)

@@ -1,6 +1,6 @@
 from .load_prepared_case import LoadPreparedCased
-from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
 from .presets import encoder_pretraining_transforms, prepared_case_transforms
+from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
 
 __all__ = [
     "LoadPreparedCased",

@@ -17,8 +17,9 @@ __all__ = ["LoadPreparedCased"]
 class LoadPreparedCased(Transform):
     """Reads the NPZ of a case and keeps what a network needs.
 
-    Input: a case of `CaseManifest.cases`. Output, a new dictionary: ``volume_id`` (str), ``image`` (C, D, H, W) float32 in [0, 1], ``anatomical_mask``
-    (D, H, W) uint8, ``has_anatomical_mask`` () bool, ``spacing_mm`` (3,) float32 [z, y, x], ``labels`` (L,) float32 with NaN for unknown, ``report``.
+    Input: a case of `CaseManifest.cases`. Output, a new dictionary: ``volume_id`` (str), ``image`` (C, D, H, W) float32
+    in [0, 1], ``anatomical_mask`` (D, H, W) uint8, ``has_anatomical_mask`` () bool, ``spacing_mm`` (3,) float32 [z, y,
+    x], ``labels`` (L,) float32 with NaN for unknown, ``report``.
 
     Raises:
         PreparedCaseError: if the file is not a sound prepared case.

@@ -41,7 +41,8 @@ def encoder_pretraining_transforms(
         num_true_sentences: sentences of the report per draw.
         num_untrue_sentences: sentences of other reports per draw.
         mask_guidance_probability: how often region features are guided by the mask, not by the prediction.
-        intensity_augmentation: largest relative change of contrast and absolute change of brightness, in units of the [0, 1] image; 0 for validation.
+        intensity_augmentation: largest relative change of contrast and absolute change of brightness, in units of the
+            [0, 1] image; 0 for validation.
     """
     augmentation: list[Any] = []
     if intensity_augmentation > 0:

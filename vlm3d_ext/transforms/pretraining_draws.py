@@ -19,9 +19,11 @@ __all__ = ["RandPatchMaskd", "RandReportSentencesd", "RandUseAnatomicalMaskd"]
 class RandPatchMaskd(Randomizable, Transform):
     """Chooses which tokens to hide: adds ``patch_mask`` (N,) bool.
 
-    Whole blocks of tokens are hidden, because a single hidden token can be filled in from its neighbours without knowing any anatomy.
+    Whole blocks of tokens are hidden, because a single hidden token can be filled in from its neighbours without
+    knowing any anatomy.
 
-    Source: the block-wise masks of BEiT (Bao et al. 2022) on a fixed lattice, as in SimMIM (Xie et al. 2022), in three dimensions.
+    Source: the block-wise masks of BEiT (Bao et al. 2022) on a fixed lattice, as in SimMIM (Xie et al. 2022), in three
+    dimensions.
 
     Args:
         patch_size: (D, H, W) voxels of a token.
@@ -54,7 +56,8 @@ class RandPatchMaskd(Randomizable, Transform):
 
 
 class RandUseAnatomicalMaskd(Randomizable, Transform):
-    """Decides whether this draw is guided by the mask or by the encoder's own prediction: adds ``use_anatomical_mask`` () bool.
+    """Decides whether this draw is guided by the mask or by the encoder's own prediction: adds ``use_anatomical_mask``
+    () bool.
 
     Both ways must be trained, because most users have no mask at inference.
 
@@ -74,9 +77,10 @@ class RandUseAnatomicalMaskd(Randomizable, Transform):
 class RandReportSentencesd(Randomizable, Transform):
     """Draws sentences that are said of the scan and sentences that are not.
 
-    Adds ``sentence_ngrams`` (S, L) int64, ``sentence_regions`` (S, 20) bool, ``sentence_is_true`` (S,) bool and ``sentence_mask`` (S,) bool, with S = num_true + num_untrue;
-    removes ``report``. Untrue ones are drawn evenly from the distinct sentences of the bank, so that rare statements come up as often as common ones, and never
-    from the sample's own report. A case without a report gets no sentence.
+    Adds ``sentence_ngrams`` (S, L) int64, ``sentence_regions`` (S, 20) bool, ``sentence_is_true`` (S,) bool and
+    ``sentence_mask`` (S,) bool, with S = num_true + num_untrue; removes ``report``. Untrue ones are drawn evenly from
+    the distinct sentences of the bank, so that rare statements come up as often as common ones, and never from the
+    sample's own report. A case without a report gets no sentence.
 
     Args:
         bank: sentences of the training reports.
@@ -103,9 +107,7 @@ class RandReportSentencesd(Randomizable, Transform):
             regions[row] = torch.tensor(sentence.regions, dtype=torch.bool)
             is_true[row] = true
             present[row] = True
-        data.update(
-            sentence_ngrams=ngrams, sentence_regions=regions, sentence_is_true=is_true, sentence_mask=present
-        )
+        data.update(sentence_ngrams=ngrams, sentence_regions=regions, sentence_is_true=is_true, sentence_mask=present)
         return data
 
     def _draw(self, own: list[Sentence]) -> list[tuple[Sentence, bool]]:

@@ -11,10 +11,11 @@ _MILLIMETRES_PER_UNIT = 100.0  # brings centres and extents of a chest to the or
 
 
 class AnatomicalStructureEncoder(nn.Module):
-    """Queries for the regions, made of a learned embedding and of each region's measured geometry, plus one query for the whole volume.
+    """Queries for the regions, made of a learned embedding and of each region's measured geometry, plus one query for
+    the whole volume.
 
-    Measured are, from the shares: the part of the volume that the region fills (as its logarithm), its centre and its standard deviation
-    along z, y and x. A large heart thus asks differently from a small one.
+    Measured are, from the shares: the part of the volume that the region fills (as its logarithm), its centre and its
+    standard deviation along z, y and x. A large heart thus asks differently from a small one.
 
     Args:
         hidden_size: channels C.

@@ -51,7 +51,8 @@ def _angular_frequencies(num: int, shortest_wavelength_mm: float, longest_wavele
 class SineCosinePositionEmbedding(nn.Module):
     """Fixed sine-cosine position embedding of millimetres, a third of the channels for each axis.
 
-    Without a table of learned positions any grid works and no parameters are spent. Channels left over by the division by six are zero.
+    Without a table of learned positions any grid works and no parameters are spent. Channels left over by the division
+    by six are zero.
 
     Source: Vaswani et al. 2017, section 3.5, with positions in millimetres instead of indices.
 

@@ -12,9 +12,10 @@ __all__ = ["RegionAwareAttention"]
 class RegionAwareAttention(nn.Module):
     """One query per region attends to all tokens; the region's share of a token multiplies the attention it gets.
 
-    With share s of a region in a token, attention is proportional to (s + floor) exp(q·k / √E): the logarithm of the share is
-    added to the logits. Tokens outside the region are not shut out, so a lesion beside an organ is still seen; a region that the volume does not
-    hold attends evenly. The output adds the region's share-weighted mean token, so an untrained layer already returns the region's content.
+    With share s of a region in a token, attention is proportional to (s + floor) exp(q·k / √E): the logarithm of the
+    share is added to the logits. Tokens outside the region are not shut out, so a lesion beside an organ is still seen;
+    a region that the volume does not hold attends evenly. The output adds the region's share-weighted mean token, so an
+    untrained layer already returns the region's content.
 
     Source: the organ queries of fVLM (Shui et al. 2025), with a soft share in place of its hard, max-pooled mask.
 
@@ -54,5 +55,6 @@ class RegionAwareAttention(nn.Module):
             logit_bias = logit_bias.masked_fill(~token_mask[:, None], float("-inf"))
         attended = scaled_dot_product_attention(q, k, v, attn_mask=logit_bias[:, None].to(q.dtype))
         attended = attended.transpose(1, 2).reshape(batch, num_queries, channels)
-        mean = torch.bmm(shares.to(tokens.dtype), tokens) / shares.sum(-1, keepdim=True).clamp_min(1e-6).to(tokens.dtype)
+        total = shares.sum(-1, keepdim=True).clamp_min(1e-6)
+        mean = torch.bmm(shares.to(tokens.dtype), tokens) / total.to(tokens.dtype)
         return mean + self.out_proj(attended)

@@ -18,11 +18,12 @@ __all__ = ["FullAttention", "SliceAwareAttention"]
 class SliceAwareAttention(nn.Module):
     """Heads that look around inside their slab, and heads that look along depth at their place in the slab.
 
-    One set of query, key and value weights serves both kinds of head; the number of token pairs falls from (D P)² to D P (P + D). Two
-    layers connect every token with every other. Depth heads rotate queries and keys by physical height (`RotaryDepthEmbedding`), so they see
-    millimetres, not slice numbers.
+    One set of query, key and value weights serves both kinds of head; the number of token pairs falls from (D P)²
+    to D P (P + D). Two layers connect every token with every other. Depth heads rotate queries and keys by physical
+    height (`RotaryDepthEmbedding`), so they see millimetres, not slice numbers.
 
-    Source: the factorised dot-product attention of ViViT (Arnab et al. 2021, section 3.3, model 4), with depth in place of time.
+    Source: the factorised dot-product attention of ViViT (Arnab et al. 2021, section 3.3, model 4), with depth in place
+    of time.
 
     Args:
         hidden_size: channels C.
@@ -38,7 +39,9 @@ class SliceAwareAttention(nn.Module):
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size must be a multiple of num_heads, got {hidden_size} and {num_heads}.")
         if not 0 < num_depth_heads < num_heads:
-            raise ValueError(f"num_depth_heads must lie between 1 and num_heads - 1, got {num_depth_heads} of {num_heads}.")
+            raise ValueError(
+                f"num_depth_heads must lie between 1 and num_heads - 1, got {num_depth_heads} of {num_heads}."
+            )
         self.num_heads = num_heads
         self.num_depth_heads = num_depth_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
@@ -107,5 +110,5 @@ class FullAttention(nn.Module):
 
 
 def _key_mask(mask: Tensor) -> Tensor:
-    """Return (S, 1, 1, L) for sequences (S, L); a sequence of padding only attends to itself instead of yielding NaN."""
+    """Return (S, 1, 1, L) for sequences (S, L); one of padding only attends to itself instead of yielding NaN."""
     return (mask | ~mask.any(dim=-1, keepdim=True))[:, None, None]

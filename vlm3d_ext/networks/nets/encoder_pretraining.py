@@ -16,7 +16,7 @@ __all__ = ["EncoderPretraining", "PretrainingHeads", "volume_to_patches"]
 
 
 def volume_to_patches(image: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
-    """Cut (B, C, d, h, w) into (B, N, C · p_d · p_h · p_w), tokens ordered z, y, x; padded with zeros to whole patches."""
+    """Cut (B, C, d, h, w) into (B, N, C · p_d · p_h · p_w), tokens ordered z, y, x; zeros fill the last patches."""
     padding = [(-s) % p for s, p in zip(image.shape[2:], patch_size, strict=True)]
     image = pad(image, (0, padding[2], 0, padding[1], 0, padding[0]))
     batch, channels, depth, height, width = image.shape
@@ -26,7 +26,7 @@ def volume_to_patches(image: Tensor, patch_size: tuple[int, int, int]) -> Tensor
 
 
 class PretrainingHeads(nn.Module):
-    """What pre-training adds to the encoder: a reconstruction layer, a sentence encoder, and the space where image and text meet.
+    """What pre-training adds: a reconstruction layer, a sentence encoder, and the space where image and text meet.
 
     Args:
         hidden_size: channels C of the encoder.
@@ -34,7 +34,8 @@ class PretrainingHeads(nn.Module):
         num_text_buckets: ids of the hashed n-grams.
         text_embedding_dim: channels of their embeddings.
         projection_dim: channels of the common space.
-        initial_logit_bias: start of the bias b in scale · cosine + b; near the log odds of a true sentence among those drawn.
+        initial_logit_bias: start of the bias b in scale · cosine + b; near the log odds of a true sentence among those
+            drawn.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class PretrainingHeads(nn.Module):
             global_features: (B, C).
             region_features: (B, R, C).
             sentence_ngrams: (B, S, L) ids, padded with 0.
-            sentence_regions: (B, S, R) bool; a sentence about certain regions meets the mean of their features, any other the global feature.
+            sentence_regions: (B, S, R) bool; a sentence about certain regions meets the mean of their features, any
+                other the global feature.
         """
         regions = sentence_regions.to(region_features.dtype)
         num_regions = regions.sum(-1, keepdim=True)
@@ -76,8 +78,9 @@ class PretrainingHeads(nn.Module):
 class EncoderPretraining(nn.Module):
     """Runs the encoder on a partly hidden volume and returns three losses.
 
-    ``reconstruction``: hidden patches from what is left (`masked_reconstruction_loss`). ``region_share``: which regions a token belongs to
-    (`region_share_loss`). ``report_alignment``: which sentences are said of this scan (`sentence_alignment_loss`).
+    ``reconstruction``: hidden patches from what is left (`masked_reconstruction_loss`). ``region_share``: which regions
+    a token belongs to (`region_share_loss`). ``report_alignment``: which sentences are said of this scan
+    (`sentence_alignment_loss`).
 
     Args:
         encoder: the encoder to train; its weights are what later bundles use.

@@ -51,7 +51,8 @@ def region_shares_of_mask(anatomical_mask: Tensor, patch_size: Sequence[int], nu
     """Return the share of background and of each region in each token.
 
     Args:
-        anatomical_mask: (B, D, H, W) integers 0 to `num_regions`; sizes that are not multiples of the patch are filled with background.
+        anatomical_mask: (B, D, H, W) integers 0 to `num_regions`; sizes that are not multiples of the patch are filled
+            with background.
         patch_size: (D, H, W) voxels of a token.
 
     Returns:
@@ -71,8 +72,9 @@ def region_shares_of_mask(anatomical_mask: Tensor, patch_size: Sequence[int], nu
 class ThreeDVisionEncoder(nn.Module):
     """Vision transformer for CT volumes with slice-aware and region-aware attention.
 
-    The trunk turns the volume into local features. A linear layer predicts which part of each token belongs to which of the regions; together
-    with the anatomical mask, where there is one, this tells `AnatomicalStructureEncoder` and `RegionAwareAttention` where the regions are.
+    The trunk turns the volume into local features. A linear layer predicts which part of each token belongs to which of
+    the regions; together with the anatomical mask, where there is one, this tells `AnatomicalStructureEncoder` and
+    `RegionAwareAttention` where the regions are.
 
     Full size is the default: 64 × 512 × 512 voxels make 16 × 32 × 32 = 16,384 tokens.
 
@@ -148,9 +150,10 @@ class ThreeDVisionEncoder(nn.Module):
             image: (B, in_channels, d, h, w) in [0, 1]; sizes that are not multiples of the patch are padded here.
             anatomical_mask: (B, d, h, w) integers 0 to R, or None.
             spacing_mm: (B, 3) voxel spacing [z, y, x]; None assumes `reference_spacing_mm`.
-            use_anatomical_mask: (B,) bool, True for volumes whose mask is to be used; None uses every mask given. The others are encoded
-                with the predicted shares.
-            valid_size: (B, 3) voxels [d, h, w] of each volume before it was padded to the batch's size; None where nothing was.
+            use_anatomical_mask: (B,) bool, True for volumes whose mask is to be used; None uses every mask given. The
+                others are encoded with the predicted shares.
+            valid_size: (B, 3) voxels [d, h, w] of each volume before it was padded to the batch's size; None where
+                nothing was.
             patch_mask: (B, N) bool, True for tokens to hide behind the mask token (pre-training).
 
         Returns:
@@ -161,8 +164,8 @@ class ThreeDVisionEncoder(nn.Module):
         """
         if image.shape[1] != self.in_channels:
             raise ValueError(
-                f"the encoder was built for {self.in_channels} input channel(s) (intensity windows), got an image of shape "
-                f"{tuple(image.shape)}; prepare the data with as many --window names, or set in_channels."
+                f"the encoder was built for {self.in_channels} input channel(s) (intensity windows), got an image of "
+                f"shape {tuple(image.shape)}; prepare the data with as many --window names, or set in_channels."
             )
         spacing_mm = self.reference_spacing_mm.expand(len(image), 3) if spacing_mm is None else spacing_mm
         size = image.shape[2:]
@@ -223,7 +226,8 @@ class ThreeDVisionEncoder(nn.Module):
     ) -> Tensor:
         """Return (B, N, 1 + R): measured where a mask is to be used, else predicted.
 
-        The prediction is detached: only masks teach the encoder where regions are, or it could move a region to wherever a text loss likes.
+        The prediction is detached: only masks teach the encoder where regions are, or it could move a region to
+        wherever a text loss likes.
         """
         predicted = region_logits.detach().float().softmax(-1)
         if anatomical_mask is None:
