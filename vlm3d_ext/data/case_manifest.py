@@ -13,6 +13,7 @@ from typing import Any
 __all__ = ["SPLITS", "CaseManifest", "ManifestError"]
 
 SPLITS = ("training", "validation", "test")
+_CASE_KEYS = ("volume_id", "patient_id", "image", "geometry", "has_anatomical_mask", "labels", "lesion_masks")
 _NEXT_STEP = "Make it with `python -m data_prep.prepare --source RAW --output FOLDER`, or point --manifest at another."
 
 
@@ -29,15 +30,15 @@ class CaseManifest:
         path: the manifest.json.
 
     Raises:
-        ManifestError: if the file is missing, is not such a manifest, lists a volume twice, or has a patient in two
-            splits.
+        ManifestError: if the file is missing, is not such a manifest, lists a volume twice, gives one too few or too
+            many labels, or has a patient in two splits.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         try:
             content = self.path.read_bytes()
-            self.content: dict[str, Any] = json.loads(content)
+            self.content: dict[str, Any] = dict(json.loads(content))
             self.label_names: list[str] = list(self.content["label_names"])
             self.fingerprint: str = self.content["fingerprint"]
             self._cases = {split: self.content[split] for split in SPLITS}
@@ -45,8 +46,10 @@ class CaseManifest:
             raise ManifestError(f"{self.path}: no such manifest. {_NEXT_STEP}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ManifestError(f"{self.path}: not JSON ({error}). {_NEXT_STEP}") from None
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise ManifestError(f"{self.path}: a manifest needs the key {error}. {_NEXT_STEP}") from None
+        except (TypeError, ValueError):
+            raise ManifestError(f"{self.path}: JSON, but not an object with lists of cases. {_NEXT_STEP}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._check()
 
@@ -54,11 +57,19 @@ class CaseManifest:
         split_of_patient: dict[str, str] = {}
         seen: set[str] = set()
         for split in SPLITS:
-            for case in self._cases[split]:
+            for number, case in enumerate(self._cases[split]):
+                absent = [key for key in _CASE_KEYS if key not in case]
+                if absent:
+                    raise ManifestError(f"{self.path}: {split} case {number} has no {absent[0]!r}. {_NEXT_STEP}")
                 volume_id, patient_id = case["volume_id"], case["patient_id"]
                 if volume_id in seen:
                     raise ManifestError(f"{self.path}: volume {volume_id} is listed twice. {_NEXT_STEP}")
                 seen.add(volume_id)
+                if len(case["labels"]) not in (0, len(self.label_names)):
+                    raise ManifestError(
+                        f"{self.path}: volume {volume_id} has {len(case['labels'])} labels, expected "
+                        f"{len(self.label_names)} or none. {_NEXT_STEP}"
+                    )
                 if split_of_patient.setdefault(patient_id, split) != split:
                     raise ManifestError(
                         f"{self.path}: patient {patient_id} is in {split_of_patient[patient_id]} and in {split}; "
@@ -88,7 +99,7 @@ class CaseManifest:
         return cases
 
     def _resolve(self, case: dict[str, Any]) -> dict[str, Any]:
-        folder = self.path.parent
+        folder = self.path.parent.resolve()
         labels = [math.nan if value is None else float(value) for value in case["labels"]]
         return {
             **case,

@@ -1,0 +1,145 @@
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.prepared_release import make_prepared_release
+from vlm3d_ext.data.case_manifest import CaseManifest, ManifestError
+
+
+def _case(volume_id, **changes):
+    return {
+        "volume_id": volume_id,
+        "patient_id": "_".join(volume_id.split("_")[:2]),
+        "image": f"volumes/{volume_id}.npz",
+        "geometry": f"volumes/{volume_id}.json",
+        "has_anatomical_mask": True,
+        "labels": [1, 0, None],
+        "lesion_masks": {"lung_nodule": f"lesion_masks/lung_nodule/{volume_id}.nii.gz"},
+        **changes,
+    }
+
+
+@pytest.fixture
+def content():
+    return {
+        "label_names": ["a", "b", "c"],
+        "fingerprint": "f" * 64,
+        "training": [_case("train_1_a_1"), _case("train_1_b_1"), _case("train_2_a_1")],
+        "validation": [_case("train_3_a_1")],
+        "test": [],
+    }
+
+
+def _write(folder, content):
+    path = folder / "manifest.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_labels_are_floats_and_unknown_is_nan(tmp_path, content):
+    content["training"][1]["labels"] = []
+    cases = CaseManifest(_write(tmp_path, content)).cases("training")
+    assert cases[0]["labels"][:2] == [1.0, 0.0] and math.isnan(cases[0]["labels"][2])
+    assert len(cases[1]["labels"]) == 3 and all(math.isnan(value) for value in cases[1]["labels"])
+
+
+def test_paths_are_absolute_wherever_the_run_goes(tmp_path, content, monkeypatch):
+    (tmp_path / "prepared").mkdir()
+    _write(tmp_path / "prepared", content)
+    monkeypatch.chdir(tmp_path)
+    case = CaseManifest("prepared/manifest.json").cases("validation")[0]
+    folder = (tmp_path / "prepared").resolve()
+    assert case["image"] == str(folder / "volumes" / "train_3_a_1.npz")
+    assert case["geometry"] == str(folder / "volumes" / "train_3_a_1.json")
+    assert case["lesion_masks"] == {"lung_nodule": str(folder / "lesion_masks" / "lung_nodule" / "train_3_a_1.nii.gz")}
+    assert Path(case["image"]).is_absolute()
+
+
+def test_splits_alone_together_and_cut_short(tmp_path, content):
+    manifest = CaseManifest(_write(tmp_path, content))
+
+    def ids(*arguments):
+        return [case["volume_id"] for case in manifest.cases(*arguments)]
+
+    assert ids("validation") == ["train_3_a_1"]
+    assert ids(["validation", "training"]) == ["train_3_a_1", "train_1_a_1", "train_1_b_1", "train_2_a_1"]
+    assert ids("training", 2) == ["train_1_a_1", "train_1_b_1"]
+
+
+def test_identity_of_the_data(tmp_path, content):
+    path = _write(tmp_path, content)
+    manifest = CaseManifest(path)
+    assert manifest.fingerprint == "f" * 64
+    assert manifest.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest.label_names == ["a", "b", "c"]
+
+
+def test_reads_what_the_writer_writes(tmp_path):
+    manifest = CaseManifest(make_prepared_release(tmp_path, (2, 1, 1)))
+    cases = manifest.cases(["training", "validation", "test"])
+    assert len(cases) == 4 and all(Path(case["image"]).is_file() for case in cases)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ManifestError, match=r"nothing\.json: no such manifest\. Make it with `python -m data_prep"):
+        CaseManifest(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"label_names": ["a"', "not JSON"),
+        ("\udcff", "not JSON"),
+        ("[1, 2]", "not an object"),
+        ("3", "not an object"),
+        ('{"label_names": 7}', "not an object with lists"),
+    ],
+)
+def test_not_a_manifest(tmp_path, text, problem):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ManifestError, match=problem) as error:
+        CaseManifest(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["label_names", "fingerprint", "training", "test"])
+def test_missing_key(tmp_path, content, key):
+    del content[key]
+    with pytest.raises(ManifestError, match=f"needs the key '{key}'"):
+        CaseManifest(_write(tmp_path, content))
+
+
+def test_missing_key_of_a_case(tmp_path, content):
+    del content["training"][2]["geometry"]
+    with pytest.raises(ManifestError, match="training case 2 has no 'geometry'"):
+        CaseManifest(_write(tmp_path, content))
+
+
+def test_wrong_number_of_labels(tmp_path, content):
+    content["validation"][0]["labels"] = [1, 0]
+    with pytest.raises(ManifestError, match="volume train_3_a_1 has 2 labels, expected 3 or none"):
+        CaseManifest(_write(tmp_path, content))
+
+
+def test_a_volume_listed_twice(tmp_path, content):
+    content["training"].append(_case("train_2_a_1"))
+    with pytest.raises(ManifestError, match="volume train_2_a_1 is listed twice"):
+        CaseManifest(_write(tmp_path, content))
+
+
+def test_a_patient_in_two_splits(tmp_path, content):
+    content["test"].append(_case("train_1_c_1"))
+    with pytest.raises(ManifestError, match="patient train_1 is in training and in test"):
+        CaseManifest(_write(tmp_path, content))
+
+
+def test_unknown_and_empty_splits(tmp_path, content):
+    manifest = CaseManifest(_write(tmp_path, content))
+    with pytest.raises(ManifestError, match=r"no split 'valid'; the splits are \['training', 'validation', 'test'\]"):
+        manifest.cases(["training", "valid"])
+    with pytest.raises(ManifestError, match=r"no case in test \(the manifest has .*'training': 3"):
+        manifest.cases("test")
