@@ -40,7 +40,7 @@ class FeatureStore:
     def __init__(self, folder: str | os.PathLike, origin: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         index = self.folder / _INDEX
-        existing = json.loads(index.read_text()) if index.is_file() else None
+        existing = _read_index(index)
         if origin is None:
             if existing is None:
                 raise FeatureStoreError(
@@ -87,5 +87,14 @@ class FeatureStore:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in ("global_features", "region_features", "labels")}
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise FeatureStoreError(f"{path}: no readable features ({error}); extract them again.") from None
+
+
+def _read_index(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise FeatureStoreError(f"{path}: not JSON ({error}); delete {path.parent} and extract again.") from None
