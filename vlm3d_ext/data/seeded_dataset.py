@@ -23,7 +23,7 @@ class EpochIndex(NamedTuple):
     """Which sample, in which epoch; the epoch travels along because a worker process would not see it change."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs of a pair
 
 
 class SeededDataset(Dataset):
@@ -69,7 +69,7 @@ class SeededSampler(DistributedSampler):
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         super().__init__(dataset, world_size, int(os.environ.get("RANK", "0")), shuffle=shuffle, seed=seed)
 
-    def __iter__(self) -> Iterator[EpochIndex]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[EpochIndex]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         size = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(size, generator=generator).tolist() if self.shuffle else list(range(size))
