@@ -41,5 +41,5 @@ class MeanLoss(Metric):
 
     def compute(self) -> float:
         """Return the mean."""
-        total = idist.all_reduce(torch.tensor([self._sum, self._count], dtype=torch.float64))
+        total = torch.as_tensor(idist.all_reduce(torch.tensor([self._sum, self._count], dtype=torch.float64)))
         return float(total[0] / total[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -43,7 +43,7 @@ def intensity_histogram(image: np.ndarray, num_bins: int = 32) -> np.ndarray:
 
 
 def linear_probe(
-    features: dict[str, Sequence[np.ndarray]], labels: dict[str, np.ndarray], seed: int = 0
+    features: Mapping[str, Sequence[np.ndarray]], labels: Mapping[str, np.ndarray], seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit a logistic regression per label on frozen features.
 
@@ -88,7 +88,7 @@ def linear_probe(
     return scores, auroc
 
 
-def knn_probe(features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def knn_probe(features: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Score test cases by the mean label of their nearest training cases in cosine distance.
 
     The number of neighbours is the one of 5, 10, 20 with the best macro AUROC on validation. Unknown labels of
