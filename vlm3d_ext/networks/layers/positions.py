@@ -62,6 +62,8 @@ class SineCosinePositionEmbedding(nn.Module):
         longest_wavelength_mm: longer than any chest, so that no two places share a code.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self, hidden_size: int, shortest_wavelength_mm: float = 20.0, longest_wavelength_mm: float = 2000.0
     ) -> None:
@@ -96,6 +98,8 @@ class RotaryDepthEmbedding(nn.Module):
         shortest_wavelength_mm: two slabs of a thin-slice scan.
         longest_wavelength_mm: beyond the length of a chest.
     """
+
+    frequencies: Tensor
 
     def __init__(
         self, head_dim: int, shortest_wavelength_mm: float = 16.0, longest_wavelength_mm: float = 2000.0

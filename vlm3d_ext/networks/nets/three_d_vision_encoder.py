@@ -95,6 +95,8 @@ class ThreeDVisionEncoder(nn.Module):
         ValueError: if `attention` is not one of the two.
     """
 
+    reference_spacing_mm: Tensor
+
     def __init__(
         self,
         in_channels: int = 1,
