@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.anatomical_regions import NUM_REGIONS, region_by_name
-from .hashed_ngrams import hash_ngrams
+from .hashed_ngrams import hash_ngrams, words_of
 from .report_sections import split_sentences
 from .sentence_regions import regions_of_sentence
 
@@ -29,7 +29,7 @@ class Sentence:
 
     Attributes:
         text: normalised.
-        ngram_ids: hashed n-grams, at most as many as the bank keeps.
+        ngram_ids: hashed n-grams, 1 to the bank's num_buckets - 1 (0 is padding), at most as many as the bank keeps.
         regions: 0 / 1 for each of the 20 regions; all 0 if it speaks of the whole chest.
     """
 
@@ -44,7 +44,7 @@ class SentenceBank:
 
     Args:
         reports: mappings with "findings" and "impression"; None where a case has no report.
-        num_buckets: ids of the hashed n-grams.
+        num_buckets: ids of the hashed n-grams, with the 0 that is padding; at least 2.
         max_ngrams: n-grams kept of a sentence.
     """
 
@@ -74,7 +74,7 @@ class SentenceBank:
         for section in ("findings", "impression"):
             for raw in split_sentences(report.get(section) or ""):
                 text = normalise_sentence(raw)
-                if text and text not in found:
+                if words_of(text) and text not in found:  # a number alone states nothing
                     found[text] = self._by_text.get(text) or self._encode(text, raw)
         if not hasattr(self, "sentences"):
             self._by_text.update(found)

@@ -85,7 +85,7 @@ class RandReportSentencesd(Randomizable, Transform):
     Args:
         bank: sentences of the training reports.
         num_true: sentences drawn from the report; with fewer sentences all are taken.
-        num_untrue: sentences drawn from the bank.
+        num_untrue: sentences drawn from the bank; they also fill the rows that a short report leaves free.
     """
 
     def __init__(self, bank: SentenceBank, num_true: int = 8, num_untrue: int = 24) -> None:

@@ -1,0 +1,52 @@
+import torch
+
+from tests.prepared_release import make_prepared_release
+from vlm3d_ext.data.case_manifest import CaseManifest
+from vlm3d_ext.data.seeded_dataset import EpochIndex, SeededDataset
+from vlm3d_ext.text.sentence_bank import SentenceBank
+from vlm3d_ext.transforms import LoadPreparedCased, encoder_pretraining_transforms, prepared_case_transforms
+
+
+def _pretraining(cases, **options):
+    return encoder_pretraining_transforms((2, 4, 4), 0.5, SentenceBank.from_cases(cases, 512), **options)
+
+
+def _same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[key]) if isinstance(value, torch.Tensor) and not value.isnan().any() else True
+        for key, value in first.items()
+    )
+
+
+def test_inference_draws_nothing_and_uses_the_mask_as_told(tmp_path):
+    case = CaseManifest(make_prepared_release(tmp_path, (1, 1, 1))).cases("training")[0]
+    with_mask, without = prepared_case_transforms(True)(case), prepared_case_transforms(False)(case)
+    assert with_mask["use_anatomical_mask"].item() is True and without["use_anatomical_mask"].item() is False
+    assert "report" not in with_mask
+    assert torch.equal(with_mask["image"], LoadPreparedCased()(case)["image"])
+
+
+def test_pretraining_is_reproducible_and_changes_with_the_epoch(tmp_path):
+    cases = CaseManifest(make_prepared_release(tmp_path, (2, 1, 1))).cases("training")
+    first, second = (SeededDataset(cases, _pretraining(cases, intensity_augmentation=0.2), seed=1) for _ in range(2))
+    assert _same(first[EpochIndex(2, 0)], second[EpochIndex(2, 0)])
+    assert not torch.equal(first[EpochIndex(2, 0)]["patch_mask"], first[EpochIndex(3, 0)]["patch_mask"])
+    images = [first[EpochIndex(epoch, 0)]["image"] for epoch in range(4)]
+    assert not all(torch.equal(image, images[0]) for image in images)
+
+
+def test_without_augmentation_the_image_is_the_case_itself(tmp_path):
+    cases = CaseManifest(make_prepared_release(tmp_path, (1, 1, 1))).cases("training")
+    dataset = SeededDataset(cases, _pretraining(cases))
+    for epoch in range(3):
+        assert torch.equal(dataset[EpochIndex(epoch, 0)]["image"], LoadPreparedCased()(cases[0])["image"])
+
+
+def test_what_the_network_takes_can_be_put_into_batches(tmp_path):
+    """Cases with and without a mask and a report have the same shapes."""
+    cases = CaseManifest(make_prepared_release(tmp_path, (5, 1, 1))).cases("training")
+    dataset = SeededDataset(cases, _pretraining(cases, num_true_sentences=3, num_untrue_sentences=4))
+    batch = torch.utils.data.default_collate([dataset[index] for index in range(5)])
+    assert batch["has_anatomical_mask"].tolist() == [True, True, True, False, True]
+    assert batch["sentence_mask"].any(1).tolist() == [True, True, True, True, False]
+    assert batch["patch_mask"].sum(1).tolist() == [32] * 5  # half of 4 x 4 x 4 tokens
