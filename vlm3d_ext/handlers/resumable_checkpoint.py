@@ -11,9 +11,12 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 
+from ..checkpoint_files import CheckpointError, read_checkpoint
 from ..data.atomic_files import whole_or_absent
 
 __all__ = ["ResumableCheckpoint"]
+
+_START_AGAIN = "Start without --resume, or point --ckpt_dir at the run."
 
 
 class ResumableCheckpoint:
@@ -112,20 +115,25 @@ class ResumableCheckpoint:
 
         Raises:
             FileNotFoundError: if there is no last.pt.
+            CheckpointError: if it is damaged, or was written by a run that kept other objects.
             LineageError: if it belongs to another bundle, phase or data set.
         """
         path = self.save_dir / "last.pt"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: nothing to resume from. Start without --resume, or point --ckpt_dir at the run."
+            raise FileNotFoundError(f"{path}: nothing to resume from. {_START_AGAIN}")
+        content = read_checkpoint(path, hint=_START_AGAIN)
+        absent = [name for name in (*self.objects, *self.training_objects) if name not in content]
+        if absent or "trainer" not in content:
+            raise CheckpointError(
+                f"{path} has no entry {(absent or ['trainer'])[0]!r}, so it is of another run. {_START_AGAIN}"
             )
-        content = torch.load(path, map_location=trainer.state.device, weights_only=True)
         if self.lineage is not None:
             self.lineage.load_state_dict(content["lineage"])  # refuses a run on other data
         for name, item in {**self.objects, **self.training_objects}.items():
             item.load_state_dict(content[name])
-        if getattr(trainer, "scaler", None) is not None and content["scaler"] is not None:
-            trainer.scaler.load_state_dict(content["scaler"])
+        scaler = getattr(trainer, "scaler", None)
+        if scaler is not None and content["scaler"] is not None:
+            scaler.load_state_dict(content["scaler"])
         trainer.state.epoch = content["trainer"]["epoch"]
         trainer.state.iteration = content["trainer"]["iteration"]
         self.best_metric, self.best_epoch = content["best_metric"], content["best_epoch"]
