@@ -19,6 +19,7 @@ from monai.handlers import MLFlowHandler
 __all__ = ["MLflowTracker"]
 
 _LONGEST_PARAMETER = 500  # what MLflow's database column is sure to hold
+_MOST_PARAMETERS = 100  # what MLflow takes in one request
 
 
 def _losses_of_output(output: Any) -> dict[str, float]:
@@ -31,9 +32,12 @@ def _losses_of_output(output: Any) -> dict[str, float]:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return "a.b" -> value as text, without any "config", which has hundreds of entries and stands in lineage.json."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if key == "config":
+            continue
         if isinstance(value, Mapping):
             flat.update(_flatten(value, f"{name}."))
         else:
@@ -45,7 +49,7 @@ class MLflowTracker(MLFlowHandler):
     """MONAI's MLflow handler, for a trainer and its evaluator together.
 
     Beyond the parent: a run of its own each time (the parent reuses an unfinished one of the same name), closed when
-    the engine that began it ends, FAILED if an exception ends it and KILLED if the process is stopped; the
+    the engine that began it ends, FAILED if an error ends it and KILLED if Ctrl-C or the end of the process does; the
     configuration's plain values and the lineage as parameters, the whole configuration and lineage as artifacts.
 
     Args:
@@ -73,8 +77,9 @@ class MLflowTracker(MLFlowHandler):
             output_transform=_losses_of_output,
             experiment_name=experiment_name,
             run_name=unique,
-            artifacts=list(artifacts),
+            artifacts=[Path(artifact) for artifact in artifacts],
         )
+        self.cur_run: Any = None  # the parent's, which gives it no type
         self.lineage = lineage
         self._owner: Engine | None = None
 
@@ -97,13 +102,13 @@ class MLflowTracker(MLFlowHandler):
         atexit.register(self._terminate, "KILLED")
         if self.lineage is not None:
             record = self.lineage.state_dict()
-            parameters = _flatten({key: value for key, value in record.items() if key != "config"}, "lineage.")
+            parameters = _flatten(record, "lineage.")
             config = record.get("config") or {}
             knobs = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bool)) and "$" not in str(v)}
             parameters.update(_flatten(knobs))
-            self._log_params(
-                {name: value for name, value in parameters.items() if name not in self.default_tracking_params}
-            )
+            items = [item for item in parameters.items() if item[0] not in self.default_tracking_params]
+            for first in range(0, len(items), _MOST_PARAMETERS):
+                self._log_params(dict(items[first : first + _MOST_PARAMETERS]))
             self.client.log_dict(self.cur_run.info.run_id, record, "lineage.json")
             if config:
                 self.client.log_dict(self.cur_run.info.run_id, config, "config.json")
@@ -113,8 +118,8 @@ class MLflowTracker(MLFlowHandler):
             self.complete()
             self._terminate("FINISHED")
 
-    def _fail(self, engine: Engine, error: Exception) -> None:
-        self._terminate("FAILED")
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._terminate("FAILED" if isinstance(error, Exception) else "KILLED")  # Ctrl-C is no fault of the run
         raise error
 
     def _terminate(self, status: str) -> None:
@@ -123,4 +128,7 @@ class MLflowTracker(MLFlowHandler):
         atexit.unregister(self._terminate)
         self.client.set_terminated(self.cur_run.info.run_id, status)
         self.cur_run = None
-        self._dispose_sqlite_store()
+        self._owner = None  # running the engine again makes another run
+        dispose = getattr(self, "_dispose_sqlite_store", None)  # MONAI 1.6 and newer
+        if dispose is not None:
+            dispose()
