@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -22,7 +23,8 @@ class LossHistory:
     after the validation, and to the evaluator's.
 
     Args:
-        path: the JSON file, a list of rows ``{"epoch", "iteration", "loss", "losses", "learning_rates", "validation"}``
+        path: the JSON file, rows ``{"epoch", "iteration", "loss", "losses", "learning_rates", "validation"}``;
+            a value that is not finite is null.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -30,7 +32,7 @@ class LossHistory:
         self.rows: list[dict[str, Any]] = []
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._validation: dict[str, float] | None = None
+        self._validation: dict[str, float | None] | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, or to its evaluator."""
@@ -54,7 +56,7 @@ class LossHistory:
     def _begin(self, trainer: Engine) -> None:
         self._sums, self._count, self._validation = {}, 0, None
 
-    def _add(self, trainer: Engine) -> None:
+    def _add(self, trainer: Any) -> None:
         output = trainer.state.output
         values = {"loss": output["loss"]}
         if isinstance(output["pred"], dict):
@@ -64,13 +66,13 @@ class LossHistory:
         self._count += 1
 
     def _keep_metrics(self, evaluator: Engine) -> None:
-        self._validation = {name: float(value) for name, value in evaluator.state.metrics.items()}
+        self._validation = {name: _finite(float(value)) for name, value in evaluator.state.metrics.items()}
 
     def _finish(self, trainer: Any) -> None:
         names = list(self._sums)
         sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64)
-        mean = idist.all_reduce(sums) / (self._count * idist.get_world_size()) if names else sums
-        losses = dict(zip(names, mean.tolist(), strict=True))
+        mean = torch.as_tensor(idist.all_reduce(sums)) / (self._count * idist.get_world_size())
+        losses = {name: _finite(value) for name, value in zip(names, mean.tolist(), strict=True)}
         self.rows.append(
             {
                 "epoch": trainer.state.epoch,
@@ -83,3 +85,8 @@ class LossHistory:
         )
         if idist.get_rank() == 0:
             write_json(self.path, self.rows)
+
+
+def _finite(value: float) -> float | None:
+    """Return the value, or None where JSON has no word for it: a metric may be undefined in a run that is sound."""
+    return value if math.isfinite(value) else None
