@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ignite.engine import Engine, Events
 
 from ..data.feature_store import FeatureStore
@@ -26,7 +28,8 @@ class FeatureWriter:
 
     def __call__(self, engine: Engine) -> None:
         """Write the features of the batch."""
-        features, batch = engine.state.output["pred"], engine.state.batch
+        state: Any = engine.state
+        features, batch = state.output["pred"], state.batch
         for row, volume_id in enumerate(batch["volume_id"]):
             self.store.write(
                 volume_id,
