@@ -56,4 +56,4 @@ class AnatomicalStructureEncoder(nn.Module):
         """Return queries (B, 1 + R, C); the first is the whole volume's."""
         geometry = self.geometry_mlp(self.measure(shares, positions_mm).to(self.region_embedding.dtype))
         region_queries = self.region_embedding + geometry
-        return torch.cat([self.global_query.expand(len(shares), 1, -1), region_queries], dim=1)
+        return torch.cat([self.global_query.expand(shares.shape[0], 1, -1), region_queries], dim=1)

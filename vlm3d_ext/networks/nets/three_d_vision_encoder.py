@@ -63,7 +63,7 @@ def region_shares_of_mask(anatomical_mask: Tensor, patch_size: Sequence[int], nu
     padded = pad(anatomical_mask, (0, padding[2], 0, padding[1], 0, padding[0]))
     (depth, height, width), (p_d, p_h, p_w) = padded.shape[1:], patch_size
     patches = padded.view(-1, depth // p_d, p_d, height // p_h, p_h, width // p_w, p_w).permute(0, 1, 3, 5, 2, 4, 6)
-    labels = patches.reshape(len(padded), -1, p_d * p_h * p_w).long()
+    labels = patches.reshape(padded.shape[0], -1, p_d * p_h * p_w).long()
     counts = torch.zeros(*labels.shape[:2], num_regions + 1, device=labels.device)
     counts.scatter_add_(2, labels, torch.ones_like(labels, dtype=counts.dtype))
     return counts / labels.shape[-1]
@@ -169,13 +169,14 @@ class ThreeDVisionEncoder(nn.Module):
                 f"the encoder was built for {self.in_channels} input channel(s) (intensity windows), got an image of "
                 f"shape {tuple(image.shape)}; prepare the data with as many --window names, or set in_channels."
             )
-        spacing_mm = self.reference_spacing_mm.expand(len(image), 3) if spacing_mm is None else spacing_mm
+        batch_size = image.shape[0]  # len() would fix the batch size when the network is exported
+        spacing_mm = self.reference_spacing_mm.expand(batch_size, 3) if spacing_mm is None else spacing_mm
         size = image.shape[2:]
         padding = [(-s) % p for s, p in zip(size, self.patch_size, strict=True)]
         if any(padding):
             image = pad(image, (0, padding[2], 0, padding[1], 0, padding[0]))
             if valid_size is None:
-                valid_size = torch.tensor([tuple(size)], device=image.device).expand(len(image), 3)
+                valid_size = torch.tensor([tuple(size)], device=image.device).expand(batch_size, 3)
 
         tokens = self.patch_embedding(image).permute(0, 2, 3, 4, 1)  # (B, D, H, W, C)
         depth, height, width = tokens.shape[1:4]
