@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -61,17 +62,18 @@ class RepresentationProbes:
 
     def __call__(self, engine: Engine) -> None:
         """Measure, write, print, and add to ``engine.state.metrics``."""
+        state: Any = engine.state
         regions = [[region_by_name(name).index for name in finding.regions] for finding in self.label_set.findings]
         report = evaluate_representation(
             {"untrained": self.untrained, "trained": self.network},
             self.loaders,
             self.label_set.names,
             regions,
-            torch.device(engine.state.device),
+            torch.device(state.device),
             self.num_resamples,
             self.seed,
         )
-        engine.state.metrics.update({name: value for name, value in report.figures.items() if not math.isnan(value)})
+        state.metrics.update({name: value for name, value in report.figures.items() if not math.isnan(value)})
         rounded = {name: None if math.isnan(v) else round(v, 6) for name, v in sorted(report.figures.items())}
         write_json(self.output_dir / "representation.json", {"figures": rounded, "per_label": report.per_label})
         write_bytes(self.output_dir / "representation.csv", _as_csv(report.per_label).encode())
