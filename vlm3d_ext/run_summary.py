@@ -33,11 +33,14 @@ def _data_lines(folder: Path) -> list[str]:
 def _training_lines(folder: Path) -> list[str]:
     lines = []
     for path in sorted(folder.glob("*/output/history.json")):
-        rows = _read(path)
-        validated = [row for row in rows if row["validation"]]
+        rows = json.loads(path.read_text())
+        losses = [row["loss"] for row in rows if row["loss"] is not None]
+        validated = [(row["validation"] or {}).get("loss") for row in rows]
+        best = min((loss for loss in validated if loss is not None), default=None)
         lines.append(
-            f"{path.parts[-3]:9} {len(rows)} epochs, training loss {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}"
-            + (f", best validation loss {min(row['validation']['loss'] for row in validated):.3f}" if validated else "")
+            f"{path.parts[-3]:9} {len(rows)} epochs"
+            + (f", training loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "")
+            + (f", best validation loss {best:.3f}" if best is not None else "")
             + f"; {path.parent.parent / 'models' / 'model.pt'}"
         )
     return lines

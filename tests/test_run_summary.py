@@ -1,0 +1,85 @@
+import json
+import re
+
+import pytest
+
+from vlm3d_ext.run_summary import main, summarise_run
+
+
+def _row(epoch, loss, validation=None):
+    return {
+        "epoch": epoch,
+        "iteration": epoch,
+        "loss": loss,
+        "losses": {},
+        "learning_rates": [0.1],
+        "validation": validation,
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+    manifest = {"label_set": "ct_rate_18", "training": [{}] * 5, "validation": [{}] * 2, "test": [{}] * 3}
+    write("prepared/manifest.json", manifest)
+    write("prepared/preparation_log.json", {"summary": {"refused": 4}})
+    rows = [_row(1, 3.0), _row(2, 2.0, {"loss": 2.5}), _row(3, 1.25, {"loss": 1.5}), _row(4, 1.5, {"loss": 1.75})]
+    write("encoder/output/history.json", rows)
+    write("encoder/models/model.pt", "")
+    for number in range(7):
+        write(f"encoder/features/train_{number}_a_1.npz", "")
+    write("encoder/eval/representation.png", "")
+    figures = {"effective_rank_trained": 9.5, "effective_rank_untrained": None, "region_share_error_trained": 0.125}
+    write("encoder/eval/representation.json", {"figures": figures, "per_label": []})
+    write("mlruns.db", "")
+    return tmp_path
+
+
+def test_every_figure_comes_from_the_run(run):
+    text = summarise_run(run)
+    assert "5 training, 2 validation, 3 test volumes, 4 refused; label set ct_rate_18" in text
+    assert "4 epochs, training loss 3.000 to 1.500, best validation loss 1.500" in text
+    assert re.search(r"features +7 volumes", text)
+    assert re.search(r"effective rank +9\.5000 +- +-", text) and "0.1250" in text
+
+
+def test_the_commands_name_files_that_are_there(run):
+    text = summarise_run(run)
+    assert f"mlflow ui --backend-store-uri sqlite:///{run / 'mlruns.db'}" in text
+    assert f"python -m vlm3d_ext.lineage {run / 'encoder' / 'models' / 'model.pt'}" in text
+    assert str(run / "encoder" / "eval" / "representation.png") in text
+
+
+def test_a_folder_where_little_has_happened_yet(tmp_path):
+    text = summarise_run(tmp_path)
+    assert f"data      none prepared in {tmp_path / 'prepared'}" in text
+    assert "epochs" not in text and "mlflow" not in text and "features" not in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], r"encoder +0 epochs; "),
+        ([_row(1, None), _row(2, 2.0)], r"encoder +2 epochs, training loss 2\.000 to 2\.000; "),
+        ([_row(1, 1.0, {"auroc": 0.8})], r"encoder +1 epochs, training loss 1\.000 to 1\.000; "),
+        ([_row(1, 1.0, {"loss": None}), _row(2, 1.0, {"loss": 0.5})], r"best validation loss 0\.500"),
+    ],
+)
+def test_histories_with_gaps(run, rows, expected):
+    """No epoch yet, a loss that was not finite, a validation with other metrics."""
+    (run / "encoder" / "output" / "history.json").write_text(json.dumps(rows))
+    assert re.search(expected, summarise_run(run))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing: no such folder; `make demo` makes demo_run"):
+        summarise_run(tmp_path / "nothing")
+
+
+def test_command_line(run, capsys):
+    main([str(run)])
+    assert capsys.readouterr().out == summarise_run(run) + "\n"
