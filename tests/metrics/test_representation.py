@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from vlm3d_ext.metrics import effective_rank, intensity_histogram, knn_probe, linear_probe, per_label_auroc
+from vlm3d_ext.metrics.representation import REGULARISATION_GRID
 
 NAN = float("nan")
 SIZES = {"training": 80, "validation": 40, "test": 60}
@@ -77,6 +80,24 @@ def test_linear_probe_chooses_its_strength_on_validation():
         scores, _ = linear_probe(_for_each_label(features), {**labels, "validation": validation})
         seen.add(scores[:, 0].round(6).tobytes())
     assert 2 <= len(seen) <= 4
+
+
+def test_linear_probe_takes_the_strength_that_is_best_on_validation():
+    """Against scikit-learn, one fit per strength; few cases and many features, so that the strengths differ."""
+    features, labels = _planted(num_labels=1, signal=0.8, num_features=60)
+    mean, deviation = features["training"].mean(0), features["training"].std(0)
+    scaled = {split: (array - mean) / deviation for split, array in features.items()}
+    on_validation, on_test = [], []
+    for strength in REGULARISATION_GRID:
+        model = LogisticRegression(C=strength, class_weight="balanced").fit(
+            scaled["training"], labels["training"][:, 0]
+        )
+        on_validation.append(roc_auc_score(labels["validation"][:, 0], model.decision_function(scaled["validation"])))
+        on_test.append(model.decision_function(scaled["test"]))
+    best = int(np.argmax(on_validation))
+    assert max(on_validation) - min(on_validation) > 0.01 and best != int(np.argmin(on_validation))
+    scores, _ = linear_probe(_for_each_label(features, 1), labels)
+    np.testing.assert_allclose(scores[:, 0], on_test[best], rtol=1e-3, atol=1e-5)
 
 
 def test_linear_probe_leaves_unknown_labels_out():
