@@ -12,8 +12,7 @@ from vlm3d_ext.engines.representation_evaluation import (
     position_wise_errors,
 )
 from vlm3d_ext.metrics import intensity_histogram
-from vlm3d_ext.networks.nets.encoder_pretraining import volume_to_patches
-from vlm3d_ext.networks.nets.three_d_vision_encoder import region_shares_of_mask
+from vlm3d_ext.networks.layers import region_shares_of_mask, volume_to_patches
 
 CPU = torch.device("cpu")
 
@@ -42,7 +41,7 @@ def test_errors_of_constant_predictions_by_hand(tmp_path):
     expected = torch.stack([brightness[row][hidden[row]].mean() for row in range(20)]).mean()
     assert result.reconstruction_error == pytest.approx(expected.item(), rel=1e-5)
 
-    shares = region_shares_of_mask(batch["anatomical_mask"], PATCH)[batch["has_anatomical_mask"]]
+    shares = region_shares_of_mask(batch["anatomical_mask"], PATCH, 20)[batch["has_anatomical_mask"]]
     assert len(shares) == 15
     # what a token holds more of than 1/21 was given away to wrong regions
     expected = (shares - 1 / 21).clamp_min(0).sum(-1).mean()
@@ -78,7 +77,7 @@ def test_position_wise_means_are_the_trivial_prediction(tmp_path):
     batch = _whole(loaders["training"])
     patches = volume_to_patches(batch["image"], PATCH)
     torch.testing.assert_close(training.mean_patches, patches.mean(0))
-    shares = region_shares_of_mask(batch["anatomical_mask"], PATCH)[batch["has_anatomical_mask"]]
+    shares = region_shares_of_mask(batch["anatomical_mask"], PATCH, 20)[batch["has_anatomical_mask"]]
     torch.testing.assert_close(training.mean_shares, shares.mean(0))
 
     test = _whole(loaders["test"])

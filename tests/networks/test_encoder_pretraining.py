@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
+from vlm3d_ext.networks.layers import volume_to_patches
 from vlm3d_ext.networks.nets import EncoderPretraining, PretrainingHeads, ThreeDVisionEncoder
-from vlm3d_ext.networks.nets.encoder_pretraining import volume_to_patches
 
 PATCH = (2, 4, 4)
 SIZE = (5, 13, 10)  # 3 x 4 x 3 tokens, no axis a multiple of the patch

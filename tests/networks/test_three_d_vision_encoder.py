@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlm3d_ext.networks.layers import region_shares_of_mask
 from vlm3d_ext.networks.nets import RegionTokenEncoder, ThreeDVisionEncoder
-from vlm3d_ext.networks.nets.three_d_vision_encoder import region_shares_of_mask
 
 SMALL = {
     "patch_size": (2, 4, 4),
@@ -41,11 +41,11 @@ def test_region_shares_by_hand():
     mask = torch.zeros(1, 2, 4, 8, dtype=torch.uint8)
     mask[0, :, :, 4:] = 7
     mask[0, 0, :, 4:] = 20
-    shares = region_shares_of_mask(mask, (2, 4, 4))
+    shares = region_shares_of_mask(mask, (2, 4, 4), 20)
     assert shares.shape == (1, 2, 21)
     assert shares[0, 0, 0] == 1
     assert shares[0, 1, 7] == 0.5 and shares[0, 1, 20] == 0.5
-    odd = region_shares_of_mask(mask[:, :1], (2, 4, 4))
+    odd = region_shares_of_mask(mask[:, :1], (2, 4, 4), 20)
     assert odd[0, 1, 20] == 0.5 and odd[0, 1, 0] == 0.5  # what is added to fill the patch is background
 
 

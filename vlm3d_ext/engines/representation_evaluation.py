@@ -17,9 +17,8 @@ from ..metrics import (
     knn_probe,
     linear_probe,
 )
+from ..networks.layers import region_shares_of_mask, volume_to_patches
 from ..networks.nets import EncoderPretraining
-from ..networks.nets.encoder_pretraining import volume_to_patches
-from ..networks.nets.three_d_vision_encoder import region_shares_of_mask
 
 __all__ = ["RepresentationReport", "SplitFeatures", "evaluate_representation"]
 
@@ -48,7 +47,6 @@ class SplitFeatures:
         guided: (N, 1 + R, C), global and region features with the anatomical mask where there is one.
         unguided: the same without any mask.
         histogram: (N, bins).
-        reconstruction_error: mean absolute error of hidden voxels, in [0, 1] of the window.
         region_share_error: mean over tokens of half the sum of absolute share differences: the part of a token given to
             a wrong region.
         mean_patches, mean_shares: position-wise means over the split; None where the volumes differ in size.
@@ -58,7 +56,6 @@ class SplitFeatures:
     guided: np.ndarray
     unguided: np.ndarray
     histogram: np.ndarray
-    reconstruction_error: float
     region_share_error: float
     mean_patches: Tensor | None
     mean_shares: Tensor | None
@@ -100,23 +97,19 @@ def collect_split(
     """
     encoder = network.encoder
     rows: dict[str, list[np.ndarray]] = {"labels": [], "guided": [], "unguided": [], "histogram": []}
-    reconstruction_errors, share_errors = [], []
+    share_errors: list[float] = []
     mean_patches, mean_shares = _RunningMean(), _RunningMean()
     for batch in loader:
         image, mask = batch["image"].to(device), batch["anatomical_mask"].to(device)
-        spacing_mm, has_mask = batch["spacing_mm"].to(device), batch["has_anatomical_mask"].to(device)
-        patch_mask = batch["patch_mask"].to(device)
-        unguided = encoder(image, spacing_mm=spacing_mm)
-        guided = encoder(image, anatomical_mask=mask, spacing_mm=spacing_mm, use_anatomical_mask=has_mask)
-        hidden = encoder(image, spacing_mm=spacing_mm, patch_mask=patch_mask)
+        has_mask = batch["has_anatomical_mask"].to(device)
+        tokens = encoder.encode_tokens(image, batch["spacing_mm"].to(device))
+        unguided = encoder.gather_regions(tokens, image)
+        guided = encoder.gather_regions(tokens, image, mask, has_mask)
 
-        patches = volume_to_patches(image, encoder.patch_size)
-        error = (network.heads.reconstruction(hidden.local_features) - patches).abs().mean(-1)
-        reconstruction_errors += _masked_means(error, patch_mask)
         shares = region_shares_of_mask(mask, encoder.patch_size, encoder.num_regions)
         wrong = (unguided.region_logits.softmax(-1) - shares).abs().sum(-1) / 2
         share_errors += wrong.mean(1)[has_mask].tolist()
-        mean_patches.add(patches)
+        mean_patches.add(volume_to_patches(image, encoder.patch_size))
         mean_shares.add(shares[has_mask])
 
         rows["labels"].append(batch["labels"].numpy())
@@ -125,15 +118,38 @@ def collect_split(
         rows["histogram"].append(np.stack([intensity_histogram(one) for one in batch["image"].numpy()]))
     return SplitFeatures(
         **{name: np.concatenate(values) for name, values in rows.items()},
-        reconstruction_error=float(np.mean(reconstruction_errors)),
         region_share_error=float(np.mean(share_errors)) if share_errors else float("nan"),
         mean_patches=mean_patches.value(),
         mean_shares=mean_shares.value(),
     )
 
 
+@torch.no_grad()
+def reconstruction_error(
+    network: EncoderPretraining, loader: Iterable[Mapping[str, Tensor]], device: torch.device
+) -> float:
+    """Return the mean absolute error of hidden voxels, over the cases in which something is hidden.
+
+    Args:
+        network: in evaluation mode.
+        loader: batches as `encoder_pretraining_transforms` makes them.
+        device: where to run.
+    """
+    errors: list[float] = []
+    for batch in loader:
+        image, patch_mask = batch["image"].to(device), batch["patch_mask"].to(device)
+        tokens = network.encoder.encode_tokens(image, batch["spacing_mm"].to(device), patch_mask=patch_mask)
+        patches = volume_to_patches(image, network.encoder.patch_size)
+        errors += _masked_means(
+            (network.heads.reconstruction(tokens.local_features) - patches).abs().mean(-1), patch_mask
+        )
+    return float(np.mean(errors)) if errors else float("nan")
+
+
 def _masked_means(error: Tensor, mask: Tensor) -> list[float]:
-    return ((error * mask).sum(1) / mask.sum(1).clamp_min(1)).tolist()
+    """Return the mean over hidden tokens of each case that has any."""
+    hidden = mask.sum(1)
+    return ((error * mask).sum(1) / hidden.clamp_min(1))[hidden > 0].tolist()
 
 
 @torch.no_grad()
@@ -161,13 +177,12 @@ def position_wise_errors(
 
 
 def _label_features(features: np.ndarray, regions_of_label: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Return per label (N, 2 C): the global feature and the mean feature of the finding's regions.
+    """Return per label (N, C + C · regions): the global feature beside those of the regions where the finding lives.
 
-    Regions count from 1 to R; a finding that names none gets the mean of all.
+    A finding that lives in no region in particular has the global feature only.
     """
-    everywhere = range(1, features.shape[1])
     return [
-        np.concatenate([features[:, 0], features[:, list(regions or everywhere)].mean(1)], axis=1)
+        np.concatenate([features[:, 0], features[:, list(regions)].reshape(len(features), -1)], axis=1)
         for regions in regions_of_label
     ]
 
@@ -199,7 +214,7 @@ def evaluate_representation(
         collected = {split: collect_split(network, loaders[split], device) for split in SPLITS}
         labels = {split: collected[split].labels for split in SPLITS}
         test = collected["test"]
-        report.figures[f"reconstruction_error_{name}"] = test.reconstruction_error
+        report.figures[f"reconstruction_error_{name}"] = reconstruction_error(network, loaders["test"], device)
         report.figures[f"region_share_error_{name}"] = test.region_share_error
         report.figures[f"effective_rank_{name}"] = effective_rank(test.unguided[:, 0])
         for way in ("unguided", "guided"):

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 __all__ = ["bootstrap_interval", "macro_auroc", "per_label_auroc"]
 
 
 def per_label_auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return the area under the ROC curve of each label, (L,); NaN where the known labels hold one class only.
+
+    Computed from ranks, which is quick enough for thousands of bootstrap resamples; ties count half.
+
+    Source: Hanley and McNeil 1982 (the area is the Mann-Whitney statistic).
 
     Args:
         labels: (N, L) of 1, 0 or NaN.
@@ -24,8 +28,12 @@ def per_label_auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     result = np.full(labels.shape[1], np.nan)
     for column in range(labels.shape[1]):
         known = ~np.isnan(labels[:, column])
-        if len(np.unique(labels[known, column])) == 2:
-            result[column] = roc_auc_score(labels[known, column], scores[known, column])
+        positive = labels[known, column] == 1
+        num_positive = int(positive.sum())
+        num_negative = len(positive) - num_positive
+        if num_positive and num_negative:
+            rank_sum = rankdata(scores[known, column])[positive].sum()
+            result[column] = (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
     return result
 
 

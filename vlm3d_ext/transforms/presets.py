@@ -30,6 +30,7 @@ def encoder_pretraining_transforms(
     num_true_sentences: int = 8,
     num_untrue_sentences: int = 24,
     mask_guidance_probability: float = 0.5,
+    masking_probability: float = 1.0,
     intensity_augmentation: float = 0.0,
 ) -> Compose:
     """Return the chain of the encoder's pre-training.
@@ -41,6 +42,7 @@ def encoder_pretraining_transforms(
         num_true_sentences: sentences of the report per draw.
         num_untrue_sentences: sentences of other reports per draw.
         mask_guidance_probability: how often region features are guided by the mask, not by the prediction.
+        masking_probability: how often anything is hidden at all.
         intensity_augmentation: largest relative change of contrast and absolute change of brightness, in units of the
             [0, 1] image; 0 for validation.
     """
@@ -54,7 +56,7 @@ def encoder_pretraining_transforms(
         [
             LoadPreparedCased(),
             *augmentation,
-            RandPatchMaskd(patch_size, mask_ratio),
+            RandPatchMaskd(patch_size, mask_ratio, masking_probability),
             RandUseAnatomicalMaskd(mask_guidance_probability),
             RandReportSentencesd(sentence_bank, num_true_sentences, num_untrue_sentences),
         ]

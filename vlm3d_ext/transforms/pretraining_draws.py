@@ -28,17 +28,26 @@ class RandPatchMaskd(Randomizable, Transform):
     Args:
         patch_size: (D, H, W) voxels of a token.
         mask_ratio: share of blocks that are hidden, 0 to 1.
+        probability: of hiding anything in a draw. The other draws see the whole volume, so that a lesion a report speaks of is not hidden in all of
+            them.
         block_size: (D, H, W) tokens of a block.
 
     Raises:
         ValueError: if the ratio is not in [0, 1].
     """
 
-    def __init__(self, patch_size: Sequence[int], mask_ratio: float, block_size: Sequence[int] = (1, 2, 2)) -> None:
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        mask_ratio: float,
+        probability: float = 1.0,
+        block_size: Sequence[int] = (1, 2, 2),
+    ) -> None:
         if not 0 <= mask_ratio <= 1:
             raise ValueError(f"mask_ratio must lie in [0, 1], got {mask_ratio}.")
         self.patch_size = tuple(patch_size)
         self.mask_ratio = mask_ratio
+        self.probability = probability
         self.block_size = tuple(block_size)
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +56,8 @@ class RandPatchMaskd(Randomizable, Transform):
         blocks = [math.ceil(g / b) for g, b in zip(grid, self.block_size, strict=True)]
         num_blocks = math.prod(blocks)
         hidden = np.zeros(num_blocks, dtype=bool)
-        hidden[self.R.permutation(num_blocks)[: round(self.mask_ratio * num_blocks)]] = True
+        if self.R.random_sample() < self.probability:
+            hidden[self.R.permutation(num_blocks)[: round(self.mask_ratio * num_blocks)]] = True
         hidden = hidden.reshape(blocks)
         for axis, size in enumerate(self.block_size):
             hidden = hidden.repeat(size, axis=axis)

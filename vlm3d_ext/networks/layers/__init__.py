@@ -1,3 +1,4 @@
+from .patches import pad_to_patches, region_histograms_of_tokens, region_shares_of_mask, volume_to_patches
 from .positions import RotaryDepthEmbedding, SineCosinePositionEmbedding, token_centres_mm
 from .region_aware_attention import RegionAwareAttention
 from .slice_aware_attention import FullAttention, SliceAwareAttention
@@ -8,5 +9,9 @@ __all__ = [
     "RotaryDepthEmbedding",
     "SineCosinePositionEmbedding",
     "SliceAwareAttention",
+    "pad_to_patches",
+    "region_histograms_of_tokens",
+    "region_shares_of_mask",
     "token_centres_mm",
+    "volume_to_patches",
 ]

@@ -6,23 +6,14 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from ...losses import masked_reconstruction_loss, region_share_loss, sentence_alignment_loss
 from ..blocks import HashedNgramSentenceEncoder
-from .three_d_vision_encoder import ThreeDVisionEncoder, region_shares_of_mask
+from ..layers import region_shares_of_mask, volume_to_patches
+from .three_d_vision_encoder import ThreeDVisionEncoder
 
-__all__ = ["EncoderPretraining", "PretrainingHeads", "volume_to_patches"]
-
-
-def volume_to_patches(image: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
-    """Cut (B, C, d, h, w) into (B, N, C · p_d · p_h · p_w), tokens ordered z, y, x; zeros fill the last patches."""
-    padding = [(-s) % p for s, p in zip(image.shape[2:], patch_size, strict=True)]
-    image = pad(image, (0, padding[2], 0, padding[1], 0, padding[0]))
-    batch, channels, depth, height, width = image.shape
-    p_d, p_h, p_w = patch_size
-    patches = image.view(batch, channels, depth // p_d, p_d, height // p_h, p_h, width // p_w, p_w)
-    return patches.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels * p_d * p_h * p_w)
+__all__ = ["EncoderPretraining", "PretrainingHeads"]
 
 
 class PretrainingHeads(nn.Module):

@@ -5,12 +5,12 @@ Shape letters: B batch; D, H, W the token grid; N = D H W tokens; P = H W places
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from ...data.anatomical_regions import NUM_REGIONS
@@ -21,10 +21,13 @@ from ..layers import (
     RotaryDepthEmbedding,
     SineCosinePositionEmbedding,
     SliceAwareAttention,
+    pad_to_patches,
+    region_histograms_of_tokens,
+    region_shares_of_mask,
     token_centres_mm,
 )
 
-__all__ = ["RegionTokenEncoder", "ThreeDVisionEncoder", "VisionFeatures", "region_shares_of_mask"]
+__all__ = ["RegionTokenEncoder", "ThreeDVisionEncoder", "TokenFeatures", "VisionFeatures"]
 
 ATTENTION_LAYERS: dict[str, type[nn.Module]] = {"slice_aware": SliceAwareAttention, "full": FullAttention}
 
@@ -47,26 +50,20 @@ class VisionFeatures(NamedTuple):
     token_mask: Tensor | None
 
 
-def region_shares_of_mask(anatomical_mask: Tensor, patch_size: Sequence[int], num_regions: int = NUM_REGIONS) -> Tensor:
-    """Return the share of background and of each region in each token.
+class TokenFeatures(NamedTuple):
+    """What the trunk gives, before the regions are gathered.
 
-    Args:
-        anatomical_mask: (B, D, H, W) integers 0 to `num_regions`; sizes that are not multiples of the patch are filled
-            with background.
-        patch_size: (D, H, W) voxels of a token.
-
-    Returns:
-        (B, N, 1 + R) in [0, 1]; sums to 1 in each token.
+    Attributes:
+        local_features: (B, N, C).
+        positions_mm: (B, N, 3) token centres z, y, x from the centre of the volume.
+        token_ml: (B,) volume of one token in millilitres.
+        token_mask: (B, N) bool or None, as in `VisionFeatures`.
     """
-    size = anatomical_mask.shape[1:]
-    padding = [(-s) % p for s, p in zip(size, patch_size, strict=True)]
-    padded = pad(anatomical_mask, (0, padding[2], 0, padding[1], 0, padding[0]))
-    (depth, height, width), (p_d, p_h, p_w) = padded.shape[1:], patch_size
-    patches = padded.view(-1, depth // p_d, p_d, height // p_h, p_h, width // p_w, p_w).permute(0, 1, 3, 5, 2, 4, 6)
-    labels = patches.reshape(padded.shape[0], -1, p_d * p_h * p_w).long()
-    counts = torch.zeros(*labels.shape[:2], num_regions + 1, device=labels.device)
-    counts.scatter_add_(2, labels, torch.ones_like(labels, dtype=counts.dtype))
-    return counts / labels.shape[-1]
+
+    local_features: Tensor
+    positions_mm: Tensor
+    token_ml: Tensor
+    token_mask: Tensor | None
 
 
 class ThreeDVisionEncoder(nn.Module):
@@ -87,6 +84,7 @@ class ThreeDVisionEncoder(nn.Module):
         num_depth_heads: heads that look along depth instead of inside the slab.
         mlp_dim: hidden channels of the MLPs.
         num_regions: anatomical regions R.
+        num_intensity_bins: equal bins of [0, 1] in which the intensities of a region are counted, per input channel.
         attention: "slice_aware", or "full" for comparison.
         reference_spacing_mm: voxel spacing [z, y, x] assumed where `forward` is given none.
         use_checkpoint: recompute each block in the backward pass to save memory.
@@ -107,6 +105,7 @@ class ThreeDVisionEncoder(nn.Module):
         num_depth_heads: int = 3,
         mlp_dim: int = 3072,
         num_regions: int = NUM_REGIONS,
+        num_intensity_bins: int = 8,
         attention: str = "slice_aware",
         reference_spacing_mm: Sequence[float] = (4.7, 0.74, 0.74),
         use_checkpoint: bool = False,
@@ -118,6 +117,7 @@ class ThreeDVisionEncoder(nn.Module):
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
         self.hidden_size = hidden_size
         self.num_regions = num_regions
+        self.num_intensity_bins = num_intensity_bins
         self.use_checkpoint = use_checkpoint
         self.register_buffer(
             "reference_spacing_mm", torch.tensor(reference_spacing_mm, dtype=torch.float32), persistent=False
@@ -132,10 +132,11 @@ class ThreeDVisionEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden_size)
         self.region_classifier = nn.Linear(hidden_size, 1 + num_regions)
-        self.structure_encoder = AnatomicalStructureEncoder(hidden_size, num_regions)
         self.region_attention = RegionAwareAttention(hidden_size, num_heads)
         self.region_norm = nn.LayerNorm(hidden_size)
         self.apply(_initialise)
+        # not initialised like the trunk: at 0.02 what is measured would drown in the mean token it is added to
+        self.structure_encoder = AnatomicalStructureEncoder(hidden_size, num_regions, in_channels * num_intensity_bins)
 
     def forward(
         self,
@@ -164,6 +165,17 @@ class ThreeDVisionEncoder(nn.Module):
         Raises:
             ValueError: if the image has not the channels of the network.
         """
+        tokens = self.encode_tokens(image, spacing_mm, valid_size, patch_mask)
+        return self.gather_regions(tokens, image, anatomical_mask, use_anatomical_mask)
+
+    def encode_tokens(
+        self,
+        image: Tensor,
+        spacing_mm: Tensor | None = None,
+        valid_size: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+    ) -> TokenFeatures:
+        """Run the trunk; the arguments are those of `forward`."""
         if image.shape[1] != self.in_channels:
             raise ValueError(
                 f"the encoder was built for {self.in_channels} input channel(s) (intensity windows), got an image of "
@@ -172,11 +184,9 @@ class ThreeDVisionEncoder(nn.Module):
         batch_size = image.shape[0]  # len() would fix the batch size when the network is exported
         spacing_mm = self.reference_spacing_mm.expand(batch_size, 3) if spacing_mm is None else spacing_mm
         size = image.shape[2:]
-        padding = [(-s) % p for s, p in zip(size, self.patch_size, strict=True)]
-        if any(padding):
-            image = pad(image, (0, padding[2], 0, padding[1], 0, padding[0]))
-            if valid_size is None:
-                valid_size = torch.tensor([tuple(size)], device=image.device).expand(batch_size, 3)
+        image = pad_to_patches(image, self.patch_size)
+        if valid_size is None and image.shape[2:] != size:
+            valid_size = torch.tensor([tuple(size)], device=image.device).expand(batch_size, 3)
 
         tokens = self.patch_embedding(image).permute(0, 2, 3, 4, 1)  # (B, D, H, W, C)
         depth, height, width = tokens.shape[1:4]
@@ -193,13 +203,7 @@ class ThreeDVisionEncoder(nn.Module):
                 tokens = checkpoint(block, tokens, rotation, grid_mask, use_reentrant=False)
             else:
                 tokens = block(tokens, rotation, grid_mask)
-        local_features = self.norm(tokens).flatten(1, 2)
-        token_mask = grid_mask.flatten(1) if grid_mask is not None else None
 
-        region_logits = self.region_classifier(local_features)
-        shares = self._region_shares(region_logits, anatomical_mask, use_anatomical_mask)
-        if token_mask is not None:
-            shares = shares * token_mask[..., None]
         positions_mm = torch.stack(
             [
                 centres_mm[0][:, :, None, None].expand(-1, depth, height, width),
@@ -208,11 +212,33 @@ class ThreeDVisionEncoder(nn.Module):
             ],
             dim=-1,
         ).flatten(1, 3)
-        queries = self.structure_encoder(shares[..., 1:].transpose(1, 2), positions_mm)
+        return TokenFeatures(
+            self.norm(tokens).flatten(1, 2),
+            positions_mm,
+            spacing_mm.prod(-1) * math.prod(self.patch_size) / 1000,
+            grid_mask.flatten(1) if grid_mask is not None else None,
+        )
+
+    def gather_regions(
+        self,
+        tokens: TokenFeatures,
+        image: Tensor,
+        anatomical_mask: Tensor | None = None,
+        use_anatomical_mask: Tensor | None = None,
+    ) -> VisionFeatures:
+        """Gather global and region features from the trunk's tokens; the other arguments are those of `forward`."""
+        region_logits = self.region_classifier(tokens.local_features)
+        shares = self._region_shares(region_logits, anatomical_mask, use_anatomical_mask)[..., 1:]
         whole_volume = torch.ones_like(shares[..., :1])
-        query_shares = torch.cat([whole_volume, shares[..., 1:]], dim=-1).transpose(1, 2)
-        gathered = self.region_norm(self.region_attention(queries, local_features, query_shares, token_mask))
-        return VisionFeatures(gathered[:, 0], local_features, gathered[:, 1:], region_logits, token_mask)
+        shares = torch.cat([whole_volume, shares], dim=-1)  # the whole volume takes the place of background
+        if tokens.token_mask is not None:
+            shares = shares * tokens.token_mask[..., None]
+        intensities = self._region_intensities(image, shares, anatomical_mask, use_anatomical_mask)
+        shares = shares.transpose(1, 2)
+        queries = self.structure_encoder(shares, tokens.positions_mm, tokens.token_ml, intensities)
+        gathered = self.region_attention(queries, tokens.local_features, shares, tokens.token_mask)
+        gathered = self.region_norm(queries + gathered)
+        return VisionFeatures(gathered[:, 0], tokens.local_features, gathered[:, 1:], region_logits, tokens.token_mask)
 
     def _token_mask(self, grid_size: tuple[int, int, int], valid_size: Tensor | None) -> Tensor | None:
         """Return (B, D, P) bool, True for tokens with at least one real voxel; None where nothing was padded."""
@@ -239,6 +265,34 @@ class ThreeDVisionEncoder(nn.Module):
         if use_anatomical_mask is None:
             return measured
         return torch.where(use_anatomical_mask.view(-1, 1, 1), measured, predicted)
+
+    def _region_intensities(
+        self, image: Tensor, shares: Tensor, anatomical_mask: Tensor | None, use_anatomical_mask: Tensor | None
+    ) -> Tensor:
+        """Return (B, 1 + R, C · K): how the intensities of the whole volume and of each region are distributed.
+
+        With a mask, voxels are counted in the region they belong to. Without one, each token's distribution counts by the region's predicted share.
+
+        Args:
+            image, anatomical_mask, use_anatomical_mask: those of `forward`.
+            shares: (B, N, 1 + R), the whole volume first, zero at padding.
+        """
+        counts = region_histograms_of_tokens(
+            image, anatomical_mask, self.patch_size, self.num_regions, self.num_intensity_bins
+        )
+        of_tokens = counts.sum(3)  # (B, N, C, K)
+        real = shares[..., :1, None, None]  # (B, N, 1, 1, 1): zero at padding
+        weights = shares / shares.sum(1, keepdim=True).clamp_min(1e-6)
+        result = torch.einsum("bnr,bnck->brck", weights, of_tokens)
+        if anatomical_mask is not None:
+            in_regions = (counts * real).sum(1).transpose(1, 2)  # (B, 1 + R, C, K)
+            in_regions = in_regions / in_regions.sum(-1, keepdim=True).clamp_min(1e-6)
+            measured = torch.cat([result[:, :1], in_regions[:, 1:]], dim=1)
+            if use_anatomical_mask is None:
+                result = measured
+            else:
+                result = torch.where(use_anatomical_mask.view(-1, 1, 1, 1), measured, result)
+        return result.flatten(2)
 
 
 class RegionTokenEncoder(ThreeDVisionEncoder):
