@@ -10,6 +10,7 @@ from vlm3d_ext.engines.representation_evaluation import (
     collect_split,
     evaluate_representation,
     position_wise_errors,
+    reconstruction_error,
 )
 from vlm3d_ext.metrics import intensity_histogram
 from vlm3d_ext.networks.layers import region_shares_of_mask, volume_to_patches
@@ -39,7 +40,7 @@ def test_errors_of_constant_predictions_by_hand(tmp_path):
     brightness = volume_to_patches(batch["image"], PATCH).mean(-1)
     hidden = batch["patch_mask"]
     expected = torch.stack([brightness[row][hidden[row]].mean() for row in range(20)]).mean()
-    assert result.reconstruction_error == pytest.approx(expected.item(), rel=1e-5)
+    assert reconstruction_error(network, loader, CPU) == pytest.approx(expected.item(), rel=1e-5)
 
     shares = region_shares_of_mask(batch["anatomical_mask"], PATCH, 20)[batch["has_anatomical_mask"]]
     assert len(shares) == 15
@@ -64,9 +65,11 @@ def test_features_and_histograms_are_those_of_each_case_in_order(tmp_path):
 
 def test_nothing_depends_on_how_cases_are_put_into_batches(tmp_path):
     network = make_network()
-    results = [collect_split(network, make_loaders(tmp_path, batch_size=size)[0]["validation"], CPU) for size in (1, 3)]
+    loaders = [make_loaders(tmp_path, batch_size=size)[0]["validation"] for size in (1, 3)]
+    results = [collect_split(network, loader, CPU) for loader in loaders]
     np.testing.assert_allclose(results[0].guided, results[1].guided, atol=1e-4)
-    assert results[0].reconstruction_error == pytest.approx(results[1].reconstruction_error, rel=1e-4)
+    errors = [reconstruction_error(network, loader, CPU) for loader in loaders]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
     assert results[0].region_share_error == pytest.approx(results[1].region_share_error, rel=1e-4)
     torch.testing.assert_close(results[0].mean_patches, results[1].mean_patches)
 
@@ -100,9 +103,18 @@ def test_there_is_no_position_wise_mean_of_volumes_of_different_sizes(tmp_path):
 
 def test_a_label_sees_the_global_feature_and_the_regions_where_it_lives():
     features = np.arange(2 * 4 * 2, dtype=float).reshape(2, 4, 2)  # two cases, global and three regions, two channels
-    first, whole = _label_features(features, [[1, 3], []])
-    np.testing.assert_array_equal(first[0], [0, 1, (2 + 6) / 2, (3 + 7) / 2])
-    np.testing.assert_array_equal(whole[0], [0, 1, (2 + 4 + 6) / 3, (3 + 5 + 7) / 3])
+    two_regions, no_region = _label_features(features, [[1, 3], []])
+    np.testing.assert_array_equal(two_regions, [[0, 1, 2, 3, 6, 7], [8, 9, 10, 11, 14, 15]])
+    np.testing.assert_array_equal(no_region, [[0, 1], [8, 9]])
+
+
+def test_cases_in_which_nothing_is_hidden_do_not_lower_the_reconstruction_error(tmp_path):
+    network, loader = make_network(), make_loaders(tmp_path, batch_size=4)[0]["validation"]
+    batch = next(iter(loader))
+    halved = {**batch, "patch_mask": batch["patch_mask"] & torch.tensor([True, False, True, False])[:, None]}
+    kept = {name: value[::2] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    expected = reconstruction_error(network, [kept], CPU)
+    assert reconstruction_error(network, [halved], CPU) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_report_compares_encoders_with_what_any_of_them_must_beat(tmp_path):

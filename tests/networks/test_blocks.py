@@ -6,23 +6,32 @@ from vlm3d_ext.networks.blocks import AnatomicalStructureEncoder, HashedNgramSen
 from vlm3d_ext.networks.layers import SineCosinePositionEmbedding, token_centres_mm
 
 
-def test_structure_measures_by_hand():
-    encoder = AnatomicalStructureEncoder(hidden_size=8, num_regions=2)
+def _structure_measures():
+    """Measures of a volume of four tokens of 500 ml: the whole, one region in two tokens, one region that is absent."""
+    encoder = AnatomicalStructureEncoder(hidden_size=8, num_regions=2, num_intensities=2)
     positions_mm = torch.tensor([[[-100.0, 0, 0], [100.0, 0, 50], [0.0, 0, 0], [0.0, 0, 0]]])
-    shares = torch.tensor([[[1.0, 1.0, 0, 0], [0, 0, 0, 0]]])
-    measures = encoder.measure(shares, positions_mm)
-    present, absent = measures[0]
-    assert math.isclose(present[0], math.log10(0.5), abs_tol=1e-4)
+    shares = torch.tensor([[[1.0, 1, 1, 1], [1.0, 1, 0, 0], [0, 0, 0, 0]]])
+    intensities = torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.0, 0.0]]])
+    return encoder.measure(shares, positions_mm, torch.tensor([500.0]), intensities)[0]
+
+
+def test_structure_measures_by_hand():
+    whole, present, absent = _structure_measures()
+    assert math.isclose(whole[0], math.log10(2000.1) / 2, abs_tol=1e-4)
+    assert math.isclose(present[0], math.log10(1000.1) / 2, abs_tol=1e-4)
     torch.testing.assert_close(present[1:4], torch.tensor([0.0, 0.0, 0.25]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(present[4:], torch.tensor([1.0, 0.001, 0.25]), atol=1e-4, rtol=0)
-    assert math.isclose(absent[0], -5.0, abs_tol=1e-4)
-    assert torch.equal(absent[1:], torch.zeros(6))
+    torch.testing.assert_close(present[4:7], torch.tensor([1.0, 0.001, 0.25]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(present[7:], torch.tensor([0.5, 0.75**0.5]), atol=1e-4, rtol=0)
+    assert math.isclose(absent[0], math.log10(0.1) / 2, abs_tol=1e-4)
+    assert torch.equal(absent[1:], torch.zeros(8))
 
 
 def test_structure_encoder_is_differentiable_for_a_region_within_one_token():
-    encoder = AnatomicalStructureEncoder(hidden_size=8, num_regions=1)
-    shares = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
-    encoder(shares, torch.tensor([[[0.0, 0, 0], [9.0, 9, 9]]])).sum().backward()
+    encoder = AnatomicalStructureEncoder(hidden_size=8, num_regions=1, num_intensities=1)
+    shares = torch.tensor([[[1.0, 1.0], [1.0, 0.0]]], requires_grad=True)
+    positions_mm = torch.tensor([[[0.0, 0, 0], [9.0, 9, 9]]])
+    queries = encoder(shares, positions_mm, torch.tensor([1.0]), torch.ones(1, 2, 1))
+    queries.square().sum().backward()
     assert torch.isfinite(shares.grad).all()
 
 

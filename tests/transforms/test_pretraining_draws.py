@@ -56,6 +56,13 @@ def test_every_token_is_hidden_as_often_as_the_ratio_says():
     assert (counts / 2000 - 0.4).abs().max() < 0.06  # five standard errors of 0.011
 
 
+def test_some_draws_hide_nothing():
+    transform = RandPatchMaskd((2, 4, 4), 0.5, probability=0.3).set_random_state(0)
+    hidden = [transform({"image": torch.zeros(1, 4, 16, 16)})["patch_mask"].float().mean().item() for _ in range(1000)]
+    assert set(hidden) == {0.0, 0.5}
+    assert sum(value > 0 for value in hidden) / 1000 == pytest.approx(0.3, abs=0.07)
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1.5])
 def test_a_ratio_outside_zero_to_one_is_refused(ratio):
     with pytest.raises(ValueError, match=rf"mask_ratio must lie in \[0, 1\], got {ratio}"):

@@ -56,7 +56,7 @@ def encoder_pretraining_transforms(
         [
             LoadPreparedCased(),
             *augmentation,
-            RandPatchMaskd(patch_size, mask_ratio, masking_probability),
+            RandPatchMaskd(patch_size, mask_ratio, probability=masking_probability),
             RandUseAnatomicalMaskd(mask_guidance_probability),
             RandReportSentencesd(sentence_bank, num_true_sentences, num_untrue_sentences),
         ]

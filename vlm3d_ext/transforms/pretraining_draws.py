@@ -28,9 +28,9 @@ class RandPatchMaskd(Randomizable, Transform):
     Args:
         patch_size: (D, H, W) voxels of a token.
         mask_ratio: share of blocks that are hidden, 0 to 1.
-        probability: of hiding anything in a draw. The other draws see the whole volume, so that a lesion a report speaks of is not hidden in all of
-            them.
         block_size: (D, H, W) tokens of a block.
+        probability: of hiding anything in a draw. The other draws see the whole volume, so that what a report speaks of
+            is not hidden in all of them.
 
     Raises:
         ValueError: if the ratio is not in [0, 1].
@@ -40,8 +40,8 @@ class RandPatchMaskd(Randomizable, Transform):
         self,
         patch_size: Sequence[int],
         mask_ratio: float,
-        probability: float = 1.0,
         block_size: Sequence[int] = (1, 2, 2),
+        probability: float = 1.0,
     ) -> None:
         if not 0 <= mask_ratio <= 1:
             raise ValueError(f"mask_ratio must lie in [0, 1], got {mask_ratio}.")

@@ -12,13 +12,15 @@ _SMALLEST_VOLUME_ML = 0.1
 
 
 class AnatomicalStructureEncoder(nn.Module):
-    """Queries for the whole volume and for each region, made of a learned embedding and of what is measured in the region.
+    """Queries for the whole volume and for each region: a learned embedding plus what is measured in the region.
 
-    Measured are its volume, its centre, its extent along z, y and x, and the distribution of intensities in it. A large heart thus asks
-    differently from a small one, an emphysematous lobe from a consolidated one; lung densitometry (the share of voxels below -950 HU) is such a distribution's first
-    bin. Shares of voxels enter as their square root, which makes 1 % count beside 50 %.
+    Measured are its volume, its centre, its extent along z, y and x, and the distribution of intensities in it. A
+    large heart thus asks differently from a small one, an emphysematous lobe from a consolidated one: the share of
+    voxels below -950 HU by which emphysema is graded is such a distribution's first bin. Shares of voxels enter as
+    their square root, which makes 1 % count beside 50 %.
 
-    Source: quantitative CT densitometry (Müller et al. 1988); the square root of histograms (Arandjelović and Zisserman 2012, section 2).
+    Source: CT densitometry (Müller et al. 1988); the square root of histograms (Arandjelović and Zisserman 2012,
+    section 2).
 
     Args:
         hidden_size: channels C.
@@ -39,7 +41,10 @@ class AnatomicalStructureEncoder(nn.Module):
         )
 
     def measure(self, shares: Tensor, positions_mm: Tensor, token_ml: Tensor, intensities: Tensor) -> Tensor:
-        """Return (B, 1 + R, 7 + I): log10 of the volume in ml (in units of 2), centre z y x and standard deviation z y x in units of 100 mm, square root of the intensity shares.
+        """Return (B, 1 + R, 7 + I), every entry of the order of one.
+
+        These are: half the log10 of the volume in ml, centre z y x and standard deviation z y x in units of 100 mm,
+        square roots of the intensity shares.
 
         A region that is absent has the smallest log volume, and everything else is zero.
 

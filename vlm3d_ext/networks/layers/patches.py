@@ -50,7 +50,7 @@ def region_shares_of_mask(anatomical_mask: Tensor, patch_size: Sequence[int], nu
 def region_histograms_of_tokens(
     image: Tensor, anatomical_mask: Tensor | None, patch_size: Sequence[int], num_regions: int, num_bins: int
 ) -> Tensor:
-    """Return the histogram of each token's intensities, separately for background and each region where there is a mask.
+    """Return the histogram of each token's intensities; with a mask, one for background and for each region.
 
     Args:
         image: (B, C, d, h, w) in [0, 1].
@@ -60,7 +60,8 @@ def region_histograms_of_tokens(
         num_bins: K equal bins of [0, 1]; values outside count in the first or last bin.
 
     Returns:
-        (B, N, C, 1 + R, K) shares of the token's voxels, which sum to 1 over the last two axes; without a mask (B, N, C, 1, K).
+        (B, N, C, 1 + R, K) shares of the token's voxels, which sum to 1 over the last two axes; without a mask
+        (B, N, C, 1, K).
     """
     batch, channels = image.shape[:2]
     patches = volume_to_patches(image, patch_size).unflatten(2, (channels, -1))  # (B, N, C, V)

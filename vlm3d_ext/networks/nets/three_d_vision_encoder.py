@@ -271,7 +271,8 @@ class ThreeDVisionEncoder(nn.Module):
     ) -> Tensor:
         """Return (B, 1 + R, C · K): how the intensities of the whole volume and of each region are distributed.
 
-        With a mask, voxels are counted in the region they belong to. Without one, each token's distribution counts by the region's predicted share.
+        With a mask, voxels are counted in the region they belong to. Without one, each token's distribution counts by
+        the region's predicted share.
 
         Args:
             image, anatomical_mask, use_anatomical_mask: those of `forward`.

@@ -1,0 +1,133 @@
+"""House rules of configs, checked over all bundles."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from tests.bundles.bundle_runs import BUNDLES, REPOSITORY, SHARED_DATA, config_files, run_command
+from vlm3d_ext.engines.checked_overrides import check_overrides
+
+BUNDLE_NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
+CONFIGS = sorted(BUNDLES.glob("*/configs/*.json")) + sorted((BUNDLES / "_overlays").glob("*.json"))
+MOST_LINES = {"train": 180, "inference": 100, "evaluate": 60}
+KNOBS = {"dataset_dir", "manifest", "run_dir", "ckpt_dir", "output_dir", "epochs", "batch_size", "global_batch_size",
+         "learning_rate", "seed", "resume", "amp", "num_workers", "max_cases"}  # fmt: skip
+
+
+def _load(path: Path) -> dict:
+    return ConfigParser.load_config_file(str(path))
+
+
+def test_no_python_in_bundles():
+    assert not list(BUNDLES.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
+def test_config_is_strict_json_of_readable_size(path):
+    text = path.read_text()
+    pairs_seen = []
+    json.loads(text, object_pairs_hook=lambda pairs: pairs_seen.append(pairs) or dict(pairs))
+    for pairs in pairs_seen:
+        keys = [key for key, _ in pairs]
+        assert len(keys) == len(set(keys)), f"duplicate keys in {path}: {keys}"
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 170 if path.stem == "metadata" else max(map(len, lines)) <= 130
+    assert len(lines) <= MOST_LINES.get(path.stem, 90)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
+def test_every_target_exists(path):
+    from monai.utils import optional_import
+
+    for target in re.findall(r'"_target_": "([^"]+)"', path.read_text()):
+        module, name = target.rsplit(".", 1)
+        if module.split(".")[-1][0].isupper():  # a class's own constructor, such as SentenceBank.from_cases
+            module, owner = module.rsplit(".", 1)
+            found, exists = optional_import(module, name=owner)
+            assert exists and hasattr(found, name), target
+        else:
+            assert optional_import(module, name=name)[1], f"{target} in {path} cannot be imported"
+
+
+@pytest.mark.parametrize("bundle", BUNDLE_NAMES)
+def test_train_and_inference_agree(bundle):
+    train, inference = (_load(BUNDLES / bundle / "configs" / f"{name}.json") for name in ("train", "inference"))
+    assert train["network_def"] == inference["network_def"]
+    for key in re.findall(r"@(\w+)", json.dumps(train["network_def"])):
+        assert train[key] == inference[key], f"{key} differs between {bundle}'s train.json and inference.json"
+    assert train.keys() >= KNOBS, f"missing: {KNOBS - train.keys()}"
+    assert train["bundle_root"] == inference["bundle_root"]
+
+
+def test_export_network_is_built_like_network_def():
+    inference = _load(BUNDLES / "encoder" / "configs" / "inference.json")
+    plain = [
+        {k: v for k, v in inference[name].items() if k not in ("_target_", "_desc_")}
+        for name in ("network_def", "export_network")
+    ]
+    assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize("bundle", BUNDLE_NAMES)
+def test_metadata_tells_the_truth(bundle):
+    import vlm3d_ext
+
+    metadata = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text())
+    assert metadata["version"] == vlm3d_ext.__version__
+    assert metadata["version"] in metadata["changelog"]
+    train = _load(BUNDLES / bundle / "configs" / "train.json")
+    assert train["lineage"]["version"] == metadata["version"]
+    assert (BUNDLES / bundle / "LICENSE").is_file() and (BUNDLES / bundle / "docs" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("bundle", BUNDLE_NAMES)
+def test_verify_metadata(bundle):
+    schema = SHARED_DATA / "monai" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip(f"needs the metadata schema, {schema}")
+    from monai.bundle import verify_metadata
+
+    verify_metadata(meta_file=str(BUNDLES / bundle / "configs" / "metadata.json"), filepath=str(schema))
+
+
+def test_unknown_option_is_refused_with_the_nearest_name():
+    (train,) = config_files("encoder/train")
+    with pytest.raises(ValueError, match=r"epoch\b.*epochs"):
+        check_overrides(["-m monai.bundle", "run", "--config_file", train, "--epoch", "1"])
+
+
+def _commands(path: Path) -> list[str]:
+    blocks = re.findall(r"```(?:sh|bash|)\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip()]
+
+
+PAGES = [REPOSITORY / "README.md", BUNDLES / "README.md", *sorted(BUNDLES.glob("*/docs/README.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_files_and_options_named_in_the_docs_exist(page):
+    """Each bundle command's configs exist and its options are accepted; each module named exists."""
+    import importlib.util
+
+    commands = _commands(page)
+    assert commands, f"{page} has no command"
+    for line in commands:
+        for name in re.findall(r"(?:bundles|docs)/[\w/.-]+\.(?:json|md)", line):
+            assert (REPOSITORY / name).exists(), f"{page}: {name} in {line!r}"
+        for module in re.findall(r"-m ((?:vlm3d_ext|data_prep)[\w.]*)", line):
+            assert importlib.util.find_spec(module), f"{page}: {module} in {line!r}"
+
+
+def test_help_of_the_commands_named_in_the_docs_runs():
+    for module in (
+        "data_prep.synthesize",
+        "data_prep.prepare",
+        "vlm3d_ext.run_summary",
+        "vlm3d_ext.engines.torch_export",
+    ):
+        result = run_command([__import__("sys").executable, "-m", module, "--help"])
+        assert "usage" in result.stdout.lower()
