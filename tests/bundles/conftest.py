@@ -19,6 +19,6 @@ def prepared(tmp_path_factory) -> Path:
 def encoder_run(prepared, tmp_path_factory) -> Path:
     """Run folder of a tiny trained encoder."""
     run_dir = tmp_path_factory.mktemp("runs") / "encoder"
-    options = {**TINY_TRAINING, "dataset_dir": str(prepared), "run_dir": str(run_dir)}
+    options = {**TINY_TRAINING, "epochs": 6, "dataset_dir": str(prepared), "run_dir": str(run_dir)}
     run(config_file=config_files("encoder/train"), **options)
     return run_dir
