@@ -121,8 +121,8 @@ def test_unresampled_scans_of_one_chest_agree(encoder, scans):
 
 
 def test_unresampled_thick_slices_agree_if_positions_are_sampled_finely_enough(encoder, scans):
-    """1 mm and 5 mm. A sine-cosine code needs two slabs per wavelength: 20 mm, the encoder's own shortest wavelength, is
-    in one and the same phase at every slab of 4 x 5 mm, while over thin slabs it averages to zero."""
+    """1 mm and 5 mm. A sine-cosine code needs two slabs per wavelength. A wave of 20 mm, which is the shortest unless
+    said otherwise, has the same phase at all slabs of 4 x 5 mm, while over thin slabs it averages to zero."""
     slab_mm = SLICES_OF_A_SLAB * 5.0
     encoder.position_embedding = SineCosinePositionEmbedding(HIDDEN_SIZE, shortest_wavelength_mm=2 * slab_mm)
     assert_closer_within_than_between(unresampled_features(encoder, scans, 1.0, 5.0))
