@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from data_prep.anatomical_masks import find_anatomical_mask
 from data_prep.case_preparation import (
@@ -30,6 +27,7 @@ from data_prep.case_preparation import (
 from data_prep.lesion_masks import LesionMaskIndex, find_lesion_masks
 from data_prep.manifest import build_log, build_manifest
 from data_prep.preparation_settings import PreparationSettings, digest_of
+from data_prep.progress import progress_bar
 from data_prep.raw_case import LayoutError, RawCase, RawDataset
 from data_prep.worker_pool import WorkerDied, run_tasks
 from vlm3d_ext.data.atomic_files import TEMPORARY_SUFFIX, write_json
@@ -308,12 +306,7 @@ def _unfinished_tasks(tasks: Sequence[CaseTask], settings: PreparationSettings, 
 def _run_pool(tasks: Sequence[CaseTask], total: int, num_workers: int, quiet: bool) -> dict[str, CaseOutcome]:
     outcomes = {}
     workers = min(num_workers, len(tasks))
-    # In a log file, a line every half minute is a sign of life and no more.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    done = total - len(tasks)
-    with tqdm(
-        total=total, initial=done, unit="case", mininterval=interval, maxinterval=interval, disable=quiet
-    ) as progress:
+    with progress_bar(total, total - len(tasks), "case", quiet) as progress:
         for index, result in run_tasks(prepare_case, tasks, workers):
             task = tasks[index]
             if isinstance(result, Exception):

@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_prep.finding_record import CT_RATE_18, VLM3D_18
+from data_prep.progress import progress_bar
 from data_prep.synthesis_adversity import add_adversity
 from data_prep.synthesis_plan import SynthesisSettings, plan_data_set
 from data_prep.synthesis_tables import (
@@ -81,7 +80,7 @@ def synthesize(
     records = {plan.scan_id: finished_record(output, plan) for plan in plans}
     missing = [plan for plan in plans if records[plan.scan_id] is None]
     tasks = [ScanTask(output, settings.release, plan) for plan in missing]
-    with tqdm(total=len(plans), initial=len(plans) - len(missing), unit="scan", disable=not progress) as bar:
+    with progress_bar(len(plans), len(plans) - len(missing), "scan", quiet=not progress) as bar:
         for index, result in run_tasks(write_scan, tasks, num_workers if num_workers > 1 else 0):
             if isinstance(result, Exception):
                 raise result
