@@ -125,7 +125,7 @@ def write_scan(task: ScanTask) -> dict[str, Any]:
     files: list[str] = []
 
     def put(relative: str, voxels: np.ndarray, affine_lps: np.ndarray | None) -> None:
-        write_gzip(output / relative, nifti_bytes(voxels, affine_lps), _COMPRESSION_LEVEL)
+        write_gzip(output / relative, nifti_bytes(voxels, affine_lps), _COMPRESSION_LEVEL, durable=False)
         files.append(relative)
 
     rows = []
@@ -150,7 +150,7 @@ def write_scan(task: ScanTask) -> dict[str, Any]:
         "metadata": rows,
         "files": files,
     }
-    write_json(record_path(output, plan), record)
+    write_json(record_path(output, plan), record, durable=False)
     return record
 
 
