@@ -313,7 +313,7 @@ def _refuse_or_warn(problems: list[str], allow_mismatch: bool) -> None:
         return
     message = "; ".join(problems)
     if not allow_mismatch:
-        raise LineageError(f"{message}. Use checkpoints of one chain, or allow it with --allow_lineage_mismatch true.")
+        raise LineageError(f"{message}. Use checkpoints of one chain, or allow it with --allow_lineage_mismatch True.")
     logger.warning("%s; allowed by allow_mismatch.", message)
 
 

@@ -116,7 +116,6 @@ def test_files_and_options_named_in_the_docs_exist(page, monkeypatch):
     import importlib.util
     import shlex
 
-
     commands = _commands(page)
     assert commands, f"{page} has no command"
     for line in commands:

@@ -176,3 +176,12 @@ def test_a_real_run_accepts_and_refuses(tmp_path):
     assert refused.returncode != 0 and not (tmp_path / "ran.txt").exists()
     assert "--epoch would have no effect: the config has no 'epoch'" in refused.stderr
     assert "did you mean --epochs?" in refused.stderr
+
+
+@pytest.mark.parametrize("text", ["false", "true", "no", "FALSE"])
+def test_a_truth_value_given_as_text_is_refused(bundle, text):
+    """MONAI would hand on the text, and any text counts as true: `--demo false` would switch it on."""
+    files = ("train.json", "delta.json")  # delta.json has "demo": true
+    check_overrides(bundle("--demo", "False", files=files))
+    with pytest.raises(ValueError, match=rf"--demo {text} is text to MONAI.*--demo False"):
+        check_overrides(bundle("--demo", text, files=files))

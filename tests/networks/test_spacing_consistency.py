@@ -108,8 +108,8 @@ def test_resampled_scans_of_one_chest_agree(encoder, scans):
 
 
 def test_unresampled_scans_of_one_chest_agree(encoder, scans):
-    """320 slices of 1 mm and 128 of 2.5 mm: only the positions in millimetres say that both are one chest."""
-    features = unresampled_features(encoder, scans, 1.0, 2.5)
+    """320 slices of 1 mm, 128 of 2.5 mm, 64 of 5 mm: only positions in millimetres say that all are one chest."""
+    features = unresampled_features(encoder, scans, *THICKNESSES_MM)
     assert_closer_within_than_between(features)
 
     for seed in PHANTOM_SEEDS:
@@ -120,9 +120,11 @@ def test_unresampled_scans_of_one_chest_agree(encoder, scans):
         assert within > between, f"{name}: a wrong spacing makes no difference"
 
 
-def test_unresampled_thick_slices_agree_if_positions_are_sampled_finely_enough(encoder, scans):
-    """1 mm and 5 mm. A sine-cosine code needs two slabs per wavelength. A wave of 20 mm, which is the shortest unless
-    said otherwise, has the same phase at all slabs of 4 x 5 mm, while over thin slabs it averages to zero."""
+def test_a_wave_shorter_than_two_slabs_would_tell_thin_from_thick(encoder, scans):
+    """Why the shortest wave is what it is: one of 20 mm has the same phase at all slabs of 4 x 5 mm, while over thin
+    slabs it averages to zero, and a chest in thick slices would look like another chest."""
     slab_mm = SLICES_OF_A_SLAB * 5.0
-    encoder.position_embedding = SineCosinePositionEmbedding(HIDDEN_SIZE, shortest_wavelength_mm=2 * slab_mm)
-    assert_closer_within_than_between(unresampled_features(encoder, scans, 1.0, 5.0))
+    encoder.position_embedding = SineCosinePositionEmbedding(HIDDEN_SIZE, shortest_wavelength_mm=slab_mm)
+    features = unresampled_features(encoder, scans, 1.0, 5.0)
+    within, between = largest_and_smallest(features, "global")
+    assert within > between

@@ -60,7 +60,8 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         ValueError: if an option would have no effect: the config has no such key (the message names the nearest
-            ones), its value is ``None``, which MONAI drops, or it asks to merge (``--+key``), which replaces.
+            ones), its value is ``None``, which MONAI drops, or it asks to merge (``--+key``), which replaces; or if it
+            would have the wrong effect: ``true`` or ``false`` in lower case for a boolean, which MONAI takes as text.
     """
     command = _read_command_line(argv)
     if command is None:
@@ -184,6 +185,11 @@ def _check_option(option: str, value: Any, parser: ConfigParser, command: _Comma
         raise ValueError(
             f"--{option} None has no effect, because MONAI drops options that are None; the config keeps {found!r}. "
             f"Write --{option} '$None' to set it to None."
+        )
+    if isinstance(found, bool) and isinstance(value, str) and value.lower() in ("true", "false", "yes", "no"):
+        # any text that is not empty counts as true, so `--resume false` would resume
+        raise ValueError(
+            f"--{option} {value} is text to MONAI, and text counts as true; write --{option} True or --{option} False."
         )
 
 

@@ -58,14 +58,15 @@ class SineCosinePositionEmbedding(nn.Module):
 
     Args:
         hidden_size: number of channels C.
-        shortest_wavelength_mm: about four voxels of a thin-slice scan.
+        shortest_wavelength_mm: at least two slabs of a thick-slice scan (4 x 5 mm each). A shorter wave is sampled at
+            less than its Nyquist rate there, and the same chest in thin and in thick slices would get other codes.
         longest_wavelength_mm: longer than any chest, so that no two places share a code.
     """
 
     frequencies: Tensor
 
     def __init__(
-        self, hidden_size: int, shortest_wavelength_mm: float = 20.0, longest_wavelength_mm: float = 2000.0
+        self, hidden_size: int, shortest_wavelength_mm: float = 60.0, longest_wavelength_mm: float = 2000.0
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
@@ -95,14 +96,14 @@ class RotaryDepthEmbedding(nn.Module):
 
     Args:
         head_dim: channels E of one head, even.
-        shortest_wavelength_mm: two slabs of a thin-slice scan.
+        shortest_wavelength_mm: at least two slabs, for the reason given in `SineCosinePositionEmbedding`.
         longest_wavelength_mm: beyond the length of a chest.
     """
 
     frequencies: Tensor
 
     def __init__(
-        self, head_dim: int, shortest_wavelength_mm: float = 16.0, longest_wavelength_mm: float = 2000.0
+        self, head_dim: int, shortest_wavelength_mm: float = 60.0, longest_wavelength_mm: float = 2000.0
     ) -> None:
         super().__init__()
         if head_dim % 2:
