@@ -26,7 +26,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 demo: env
-	$(BIN)/python -m data_prep.synthesize --output $(DEMO)/raw --num-train-patients 360 --num-valid-patients 80 --size 48 112 112 --seed 0
+	$(BIN)/python -m data_prep.synthesize --output $(DEMO)/raw --num-train-patients 360 --num-valid-patients 80 --size 48 112 112 --seed 1
 	$(BIN)/python -m data_prep.prepare --source $(DEMO)/raw --output $(DEMO)/prepared --spatial-size 32 96 96 --window lung soft_tissue --validation-fraction 0.15
 	$(BIN)/python -m monai.bundle run --config_file "['$(ENCODER)/train.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
 	$(BIN)/python -m monai.bundle run --config_file "['$(ENCODER)/train.json','$(ENCODER)/evaluate.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
