@@ -44,7 +44,8 @@ def encoder_pretraining_transforms(
         mask_guidance_probability: how often region features are guided by the mask, not by the prediction.
         masking_probability: how often anything is hidden at all.
         intensity_augmentation: largest relative change of contrast and absolute change of brightness, in units of the
-            [0, 1] image; 0 for validation.
+            [0, 1] image; 0 for validation. Keep it small: HU are calibrated, and 0.1 of a soft-tissue window is 40 HU,
+            which is the step from water to muscle.
     """
     augmentation: list[Any] = []
     if intensity_augmentation > 0:
