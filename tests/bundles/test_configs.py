@@ -84,13 +84,18 @@ def test_metadata_tells_the_truth(bundle):
 
 
 @pytest.mark.parametrize("bundle", BUNDLE_NAMES)
-def test_verify_metadata(bundle):
+def test_verify_metadata(bundle, tmp_path):
     schema = SHARED_DATA / "monai" / "meta_schema_20240725.json"
     if not schema.is_file():
         pytest.skip(f"needs the metadata schema, {schema}")
     from monai.bundle import verify_metadata
 
-    verify_metadata(meta_file=str(BUNDLES / bundle / "configs" / "metadata.json"), filepath=str(schema))
+    metadata = BUNDLES / bundle / "configs" / "metadata.json"
+    verify_metadata(meta_file=str(metadata), filepath=str(schema))
+    broken = {key: value for key, value in json.loads(metadata.read_text()).items() if key != "version"}
+    (tmp_path / "metadata.json").write_text(json.dumps(broken))
+    with pytest.raises(Exception, match="version"):
+        verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(schema))
 
 
 def test_unknown_option_is_refused_with_the_nearest_name():

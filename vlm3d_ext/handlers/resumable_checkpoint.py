@@ -70,7 +70,7 @@ class ResumableCheckpoint:
             if self.resume:
                 engine.add_event_handler(Events.STARTED, self.load_last)
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.save_interval), self.save_last)
-            engine.add_event_handler(Events.COMPLETED, self.save_last)
+            engine.add_event_handler(Events.COMPLETED, self._save_rest)
         elif isinstance(engine, Evaluator):
             engine.add_event_handler(Events.COMPLETED, self.save_if_best)
         else:
@@ -109,6 +109,11 @@ class ResumableCheckpoint:
                 "best_epoch": self.best_epoch,
             },
         )
+
+    def _save_rest(self, trainer: Trainer) -> None:
+        """Write last.pt at the end, unless the last epoch has just done so."""
+        if trainer.state.epoch % self.save_interval:
+            self.save_last(trainer)
 
     def load_last(self, trainer: Trainer) -> None:
         """Put everything back as last.pt has it.
