@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.csv_table import RowLookup, volume_name
 from data_prep.ct_rate_tables import read_label_table, read_metadata_table, read_no_chest_list, read_report_table
 from data_prep.raw_case import LayoutError, RawCase, RawDataset
 from data_prep.readable_folders import walk_readable
+from vlm3d_ext.data.csv_table import RowLookup, volume_name
 from vlm3d_ext.text.label_set import LabelSet
 
 __all__ = ["find_ct_rate_root", "read_ct_rate"]

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from data_prep.csv_table import ScanTable, read_csv_table, volume_name
 from data_prep.raw_case import LayoutError
-from vlm3d_ext.text.label_set import LabelSet, load_label_set, map_labels
+from vlm3d_ext.data.csv_table import CsvTable, CsvTableError, ScanTable, read_csv_table, volume_name
+from vlm3d_ext.data.label_table import label_set_of_columns, labels_of_row
+from vlm3d_ext.text.label_mapping import map_labels, mapping_in_words
+from vlm3d_ext.text.label_set import LabelSet
 
 __all__ = ["VolumeMetadata", "read_label_table", "read_metadata_table", "read_no_chest_list", "read_report_table"]
 
@@ -27,8 +30,6 @@ _OTHER_REPORT_COLUMNS = ("ClinicalInformation_EN", "Technique_EN", "VolumeToAnno
 _NO_TEXT = {"not given.", "not given"}  # the sentinel for an empty section
 _METADATA_COLUMNS = ("RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
 _METADATA_SPLIT = {"train": "train", "valid": "validation"}
-_RELEASED_LABEL_SET = "ct_rate_18"
-_LABEL_VALUES = {"": None, "0": 0, "0.0": 0, "1": 1, "1.0": 1}
 _XY_SPACING = re.compile(r"\[\s*([^,\s]+)\s*,\s*([^,\s]+)\s*\]")
 
 
@@ -38,15 +39,15 @@ def read_label_table(
     """Read the labels of a split as tuples of 1, 0 or None in the order of `label_set`.
 
     ``multi_abnormality_labels_<label set>/<split>_labels.csv`` is taken where it exists, else
-    ``multi_abnormality_labels/<split>_predicted_labels.csv``. If that holds CT-RATE's own 18 and another set is
-    wanted, the labels are mapped; what the mapping cannot know becomes None.
+    ``multi_abnormality_labels/<split>_predicted_labels.csv``. If that holds another set than is wanted (as a rule
+    CT-RATE's own 18), the labels are mapped; what the mapping cannot know becomes None.
 
     Args:
         root: the data set's root.
         split: ``"train"`` or ``"valid"``.
         label_set: the wanted labels.
         scan_of: volume id -> scan id.
-        remarks: extra columns and an absent table are written here.
+        remarks: a mapping, extra columns and an absent table are written here.
 
     Returns:
         The table, or None if the release holds none.
@@ -65,36 +66,38 @@ def read_label_table(
         )
         return None
     label = path.relative_to(root).as_posix()
-    file_set = label_set
-    if path == candidates[1] and label_set.name != _RELEASED_LABEL_SET:
-        header = read_csv_table(path, [_VOLUME_COLUMN], label).columns
-        released = load_label_set(_RELEASED_LABEL_SET)
-        if not set(label_set.names) <= set(header) and set(released.names) <= set(header):
-            file_set = released
-            remarks.append(f"{label}: labels of {released.name}, mapped onto {label_set.name}")
-    table = read_csv_table(path, [_VOLUME_COLUMN, *file_set.names], label)
+    table = _read_table(path, [_VOLUME_COLUMN] if path == candidates[1] else [_VOLUME_COLUMN, *label_set.names], label)
+    file_set = _label_set_of(table, label_set) if path == candidates[1] else label_set
+    if file_set is not label_set:
+        remarks.append(f"{label}: {mapping_in_words(file_set, label_set)}")
     extra = table.extra_columns([_VOLUME_COLUMN, *file_set.names])
     if extra:
         remarks.append(f"{label}: extra column(s) {extra} are not used")
 
+    # Few combinations of labels make up most rows.
+    @cache
+    def mapped(values: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return tuple(map_labels(dict(zip(file_set.names, values, strict=True)), file_set, label_set).values())
+
     def parse(number: int, row: dict[str, str]) -> tuple[int | None, ...]:
-        for name in file_set.names:
-            if row[name] not in _LABEL_VALUES:
-                raise ValueError(
-                    f"{label} row {number}: {name!r} is {row[name]!r}, expected 0, 1 or empty (unknown); "
-                    f"correct the cell."
-                )
-        values = tuple(_LABEL_VALUES[row[name]] for name in file_set.names)
-        if file_set is label_set:
-            return values
-        mapped = map_labels(dict(zip(file_set.names, values, strict=True)), file_set, label_set)
-        return tuple(_tri_state(mapped[name]) for name in label_set.names)
+        values = labels_of_row(row, file_set.names, f"{label} row {number}")
+        return values if file_set is label_set else mapped(values)
 
     return ScanTable(table, _VOLUME_COLUMN, parse, scan_of)
 
 
-def _tri_state(value: float | None) -> int | None:
-    return None if value is None or math.isnan(value) else int(value)
+def _label_set_of(table: CsvTable, label_set: LabelSet) -> LabelSet:
+    try:
+        return label_set_of_columns(table.columns, label_set, table.label)
+    except CsvTableError as error:
+        raise LayoutError(str(error)) from None
+
+
+def _read_table(path: Path, required: Sequence[str], label: str) -> CsvTable:
+    try:
+        return read_csv_table(path, required, label)
+    except CsvTableError as error:
+        raise LayoutError(str(error)) from None
 
 
 def read_report_table(root: Path, split: str, scan_of: Callable[[str], str], remarks: list[str]) -> ScanTable | None:
@@ -111,7 +114,7 @@ def read_report_table(root: Path, split: str, scan_of: Callable[[str], str], rem
     if not path.is_file():
         remarks.append(f"no report table {label}: the cases of this split have no report")
         return None
-    table = read_csv_table(path, [_VOLUME_COLUMN, *_REPORT_COLUMNS.values()], label)
+    table = _read_table(path, [_VOLUME_COLUMN, *_REPORT_COLUMNS.values()], label)
     extra = table.extra_columns([_VOLUME_COLUMN, *_REPORT_COLUMNS.values(), *_OTHER_REPORT_COLUMNS])
     if extra:
         remarks.append(f"{label}: extra column(s) {extra} are not used")
@@ -154,7 +157,7 @@ def read_metadata_table(root: Path, split: str) -> ScanTable:
             f"{label}: not found, but release v1 has blank headers and knows HU and spacing only from it; "
             "download it, or use release v2 (train_fixed, valid_fixed)."
         )
-    table = read_csv_table(path, [_VOLUME_COLUMN, *_METADATA_COLUMNS], label)
+    table = _read_table(path, [_VOLUME_COLUMN, *_METADATA_COLUMNS], label)
 
     def number_of(text: str, number: int, column: str, positive: bool) -> float:
         try:

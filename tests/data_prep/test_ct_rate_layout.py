@@ -199,7 +199,7 @@ def test_another_label_set_is_mapped_or_read_from_its_own_table(release):
     known = dict(zip(label_set.names, dataset.cases[2].labels, strict=True))
     # CT-RATE says nothing of fractures; no lung opacity means no ground-glass opacity.
     assert known["Fracture"] is None and known["Ground-glass opacity"] == 0 and known["Lung nodule"] == 0
-    assert any("mapped onto vlm3d_18" in remark for remark in dataset.remarks)
+    assert any("as vlm3d_18: 11 of 18 supported" in remark for remark in dataset.remarks)
 
     own = root / "multi_abnormality_labels_vlm3d_18" / "train_labels.csv"
     write_csv(own, ["VolumeName", *label_set.names], [["train_2_a_1", *["1"] * 18]])

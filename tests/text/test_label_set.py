@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 
 from vlm3d_ext.data.anatomical_regions import region_by_name
-from vlm3d_ext.text.label_set import (
-    LabelRule,
-    available_label_sets,
-    describe_mapping,
-    load_label_set,
-    map_labels,
-    mapping_rules,
-)
+from vlm3d_ext.text.label_mapping import describe_mapping, map_labels, mapping_rules
+from vlm3d_ext.text.label_set import LabelRule, available_label_sets, load_label_set
 
 CT_RATE_COLUMNS = (
     "Medical material,Arterial wall calcification,Cardiomegaly,Pericardial effusion,"
@@ -210,7 +204,7 @@ def test_a_rule_must_agree_with_its_kind(rule):
 
 
 def test_text_imports_neither_torch_nor_monai():
-    modules = "label_set, hashed_ngrams, report_sections, sentence_regions"
+    modules = "label_set, label_mapping, hashed_ngrams, report_sections, sentence_regions"
     code = (
         f"import sys; from vlm3d_ext.text import {modules}; sys.exit(any(m in sys.modules for m in ('torch', 'monai')))"
     )

@@ -1,6 +1,7 @@
 """Label sets as data: which findings a data set labels, in which order, and what one set says about another.
 
-A set is one JSON file in `label_sets/`. Labels are tri-state: 1 present, 0 absent, and unknown, which is ``NaN`` in
+A set is one JSON file in `label_sets/`; sets can be united. What one set says about another is applied by
+`vlm3d_ext.text.label_mapping`. Labels are tri-state: 1 present, 0 absent, and unknown, which is ``NaN`` in
 arrays and ``None`` in dictionaries and JSON. Unknown is never negative: losses, class weights and metrics leave it out.
 """
 
@@ -11,12 +12,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
-
-import numpy as np
 
 __all__ = [
     "MAPPING_KINDS",
@@ -24,10 +22,7 @@ __all__ = [
     "LabelRule",
     "LabelSet",
     "available_label_sets",
-    "describe_mapping",
     "load_label_set",
-    "map_labels",
-    "mapping_rules",
 ]
 
 MAPPING_KINDS = ("exact", "derived", "approximate", "one_way", "unknown")
@@ -44,7 +39,8 @@ class Finding:
         synonyms: other words for it in reports, lower case.
         positive_prompts: sentences that say it is present.
         negative_prompts: sentences that say it is absent.
-        regions: names of the anatomical regions where it is found (`vlm3d_ext.data.anatomical_regions`).
+        regions: names of the anatomical regions where it is found (`vlm3d_ext.data.anatomical_regions`); none means
+            anywhere in the scan.
     """
 
     name: str
@@ -98,6 +94,7 @@ class LabelSet:
         findings: in the order of the label vector.
         rules_from: source set's name -> this set's finding name -> rule, for findings that do not share a key with
             one of the source set.
+        parts: the sets that a union is made of; empty for a set of its own.
 
     Example:
         >>> load_label_set("ct_rate_18").names[0]
@@ -108,6 +105,7 @@ class LabelSet:
     description: str
     findings: tuple[Finding, ...]
     rules_from: Mapping[str, Mapping[str, LabelRule]]
+    parts: tuple[LabelSet, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,6 +133,10 @@ class LabelSet:
                 return finding
         near = difflib.get_close_matches(name_or_key, self.names + self.keys, n=2)
         raise ValueError(f"label set {self.name!r} has no finding {name_or_key!r}; nearest: {near}.")
+
+    def finding_of_key(self, key: str) -> Finding | None:
+        """Return the finding with this key, or None."""
+        return next((finding for finding in self.findings if finding.key == key), None)
 
     def check_columns(self, columns: Iterable[str]) -> None:
         """Check that a CSV's columns hold every finding exactly once; other columns are allowed.
@@ -173,14 +175,24 @@ def available_label_sets() -> list[str]:
 def load_label_set(name_or_path: str | os.PathLike) -> LabelSet:
     """Load a label set that ships with the package, by name, or one of your own, by the path of its JSON file.
 
+    Sets joined by ``+`` give their union: the findings in the order of the sets, each key once. A finding that several
+    sets have is called, prompted and located as in the first of them, and has the synonyms of all.
+
     Raises:
-        ValueError: if the name is not that of a shipped set, or the file does not describe a label set.
+        ValueError: if a name is not that of a shipped set, a file does not describe a label set, or sets cannot be
+            united: one is there twice, or they give one name to different findings.
         FileNotFoundError: if a path is given and does not exist.
+
+    Example:
+        >>> load_label_set("ct_rate_18+vlm3d_18").num_findings
+        28
     """
     text = os.fspath(name_or_path)
     if text in available_label_sets():
         return _load(_FOLDER / f"{text}.json")
     path = Path(text)
+    if "+" in text and not path.is_file():
+        return _unite(text, [load_label_set(part) for part in _split_union(text)])
     if path.suffix != ".json":
         near = difflib.get_close_matches(text, available_label_sets(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -192,6 +204,41 @@ def load_label_set(name_or_path: str | os.PathLike) -> LabelSet:
             f"label set file {text} does not exist; the sets that ship are {available_label_sets()}."
         )
     return _parse(path)
+
+
+def _split_union(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split("+")]
+    if not all(parts):
+        raise ValueError(
+            f"{text!r} joins label sets with '+', but one of the places is empty; write it as 'ct_rate_18+vlm3d_18'."
+        )
+    return parts
+
+
+def _unite(text: str, parts: list[LabelSet]) -> LabelSet:
+    repeated = sorted(name for name, count in Counter(part.name for part in parts).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{text!r} joins the label set(s) {repeated} more than once; name each once.")
+    united: dict[str, Finding] = {}
+    for part in parts:
+        for finding in part.findings:
+            known = united.get(finding.key)
+            synonyms = dict.fromkeys((*known.synonyms, *finding.synonyms)) if known else ()
+            united[finding.key] = replace(known, synonyms=tuple(synonyms)) if known else finding
+    findings = tuple(united.values())
+    ambiguous = sorted(name for name, count in Counter(f.name for f in findings).items() if count > 1)
+    if ambiguous:
+        raise ValueError(
+            f"{text!r}: the sets give the name(s) {ambiguous} to findings of different keys; give them one key, or "
+            "rename one."
+        )
+    return LabelSet(
+        name="+".join(part.name for part in parts),
+        description="Union of " + ", ".join(part.name for part in parts) + ".",
+        findings=findings,
+        rules_from={},
+        parts=tuple(parts),
+    )
 
 
 @cache
@@ -231,117 +278,3 @@ def _parse(path: Path) -> LabelSet:
     if strangers:
         raise ValueError(f"{path}: there are rules for {strangers}, which are not findings of the set.")
     return label_set
-
-
-def mapping_rules(source_set: LabelSet | str, target_set: LabelSet | str) -> dict[str, LabelRule]:
-    """Return, for every finding of the target set in order, the rule that gives it from the source set.
-
-    A rule written in the target set's file comes first; without one, findings with the same key are the same;
-    everything else is unknown.
-
-    Raises:
-        ValueError: if a rule names a finding that the source set does not have.
-    """
-    source, target = _as_label_set(source_set), _as_label_set(target_set)
-    source_names = {finding.key: finding.name for finding in source.findings}
-    written = target.rules_from.get(source.name, {}) if source.name != target.name else {}
-    rules: dict[str, LabelRule] = {}
-    for finding in target.findings:
-        if finding.name in written:
-            rule = written[finding.name]
-            strangers = sorted(set(rule.sources) - set(source.names))
-            if strangers:
-                raise ValueError(f"{target.name}: {finding.name!r} is mapped from {strangers}, not in {source.name}.")
-        elif finding.key in source_names:
-            rule = LabelRule("exact", (source_names[finding.key],), 1, 0)
-        else:
-            rule = LabelRule("unknown")
-        rules[finding.name] = rule
-    return rules
-
-
-@overload
-def map_labels(
-    labels: Mapping[str, Any], source_set: LabelSet | str, target_set: LabelSet | str
-) -> dict[str, int | None]: ...
-@overload
-def map_labels(labels: np.ndarray, source_set: LabelSet | str, target_set: LabelSet | str) -> np.ndarray: ...
-def map_labels(
-    labels: Mapping[str, Any] | np.ndarray, source_set: LabelSet | str, target_set: LabelSet | str
-) -> dict[str, int | None] | np.ndarray:
-    """Say in the target set's findings what is known in the source set's.
-
-    Args:
-        labels: either a dictionary finding name -> 1, 0 or None / NaN (a missing name is unknown), or an array
-            `(..., num source findings)` of 1, 0 and NaN in the order of the source set.
-        source_set: the set that `labels` is in, or its name.
-        target_set: the set that is wanted, or its name.
-
-    Returns:
-        A dictionary with 1, 0 or None for every target finding, or a float32 array `(..., num target findings)` of
-        1, 0 and NaN.
-
-    Raises:
-        ValueError: if a label is neither 1, 0 nor unknown, a name is not in the source set, or the last axis has
-            another length.
-
-    Example:
-        >>> map_labels({"Lung opacity": 0, "Lymphadenopathy": 1}, "ct_rate_18", "vlm3d_18")["Ground-glass opacity"]
-        0
-    """
-    source, target = _as_label_set(source_set), _as_label_set(target_set)
-    if isinstance(labels, Mapping):
-        strangers = sorted(set(labels) - set(source.names))
-        if strangers:
-            raise ValueError(f"{strangers} are not findings of label set {source.name!r}.")
-        row = np.array([_as_number(name, labels.get(name)) for name in source.names])
-        return {
-            name: _as_label(value) for name, value in zip(target.names, map_labels(row, source, target), strict=True)
-        }
-    values = np.asarray(labels, dtype=np.float32)
-    if values.ndim == 0 or values.shape[-1] != source.num_findings:
-        raise ValueError(
-            f"labels of set {source.name!r} must have the shape (..., {source.num_findings}), got {values.shape}."
-        )
-    known = ~np.isnan(values)
-    wrong = values[known & (values != 0) & (values != 1)]
-    if wrong.size:
-        raise ValueError(f"labels must be 1, 0 or NaN (unknown), got {sorted(set(wrong.tolist()))[:3]}.")
-    mapped = np.full((*values.shape[:-1], target.num_findings), np.nan, dtype=np.float32)
-    for column, rule in enumerate(mapping_rules(source, target).values()):
-        if not rule.sources:
-            continue
-        taken = values[..., [source.names.index(name) for name in rule.sources]]
-        if rule.when_any_positive is not None:
-            mapped[..., column][(taken == 1).any(axis=-1)] = rule.when_any_positive
-        if rule.when_all_negative is not None:
-            mapped[..., column][(taken == 0).all(axis=-1)] = rule.when_all_negative
-    return mapped
-
-
-def describe_mapping(source_set: LabelSet | str, target_set: LabelSet | str) -> dict[str, int]:
-    """Count the target set's findings by how they follow from the source set.
-
-    Returns:
-        ``{"exact", "derived", "approximate", "one_way", "unknown"}`` -> count, and ``"supported"``: all that are not
-        unknown.
-    """
-    counts = Counter(rule.kind for rule in mapping_rules(source_set, target_set).values())
-    described = {kind: counts[kind] for kind in MAPPING_KINDS}
-    return {"supported": sum(counts.values()) - counts["unknown"], **described}
-
-
-def _as_label_set(label_set: LabelSet | str) -> LabelSet:
-    return label_set if isinstance(label_set, LabelSet) else load_label_set(label_set)
-
-
-def _as_number(name: str, value: Any) -> float:
-    if value is None:
-        return np.nan
-    if isinstance(value, (bool, int, float, np.generic)):
-        return float(value)
-    raise ValueError(f"the label of {name!r} must be 1, 0 or None (unknown), got {value!r}.")
-
-
-def _as_label(value: float) -> int | None:
-    return None if np.isnan(value) else int(value)

@@ -1,7 +1,6 @@
 import pytest
 
-from data_prep.csv_table import ScanTable, read_csv_table, volume_name
-from data_prep.raw_case import LayoutError
+from vlm3d_ext.data.csv_table import CsvTableError, ScanTable, read_csv_table, volume_name
 
 
 def table_of(tmp_path, text, required=("Name", "Value"), encoding="utf-8"):
@@ -46,13 +45,13 @@ def test_byte_order_mark_spaces_and_quoted_lines(tmp_path):
     ],
 )
 def test_tables_that_do_not_fit(tmp_path, text, message):
-    with pytest.raises(LayoutError, match=message) as caught:
+    with pytest.raises(CsvTableError, match=message) as caught:
         table_of(tmp_path, text)
     assert "\n" not in str(caught.value) and "table.csv" in str(caught.value)
 
 
 def test_text_that_is_not_utf8(tmp_path):
-    with pytest.raises(LayoutError, match="UTF-8"):
+    with pytest.raises(CsvTableError, match="UTF-8"):
         table_of(tmp_path, "Name,Value\nx,\xe9\n", encoding="latin-1")
 
 
@@ -70,7 +69,7 @@ def test_a_bad_row_refuses_its_volume_only(tmp_path):
 
     assert table.find("s_1").refusal is None
     assert table.find("t_1").refusal == "row 3 is bad"
-    assert "row 4: 3 fields, expected 2" in table.find("u_1").refusal
+    assert table.find("u_1").refusal.endswith("row 4: 3 fields, expected 2 as in the header; correct the row.")
 
 
 def test_reconstructions_share_a_row_and_must_agree(tmp_path):

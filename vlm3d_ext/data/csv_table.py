@@ -1,4 +1,4 @@
-"""Reading the CSV tables of a release: columns checked once, rows looked up by volume or by scan.
+"""Reading CSV tables that say something of volumes: columns checked once, rows looked up by volume or by scan.
 
 A table whose columns do not fit stops the run, because every row would be wrong. A row that does not fit refuses its
 own volume only.
@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.raw_case import LayoutError
-
-__all__ = ["CsvTable", "RowLookup", "ScanTable", "read_csv_table", "volume_name"]
+__all__ = ["CsvTable", "CsvTableError", "RowLookup", "ScanTable", "read_csv_table", "volume_name"]
 
 _LONGEST_FIELD = 16 * 1024 * 1024  # a report is kilobytes; Python's own limit of 128 KiB is no reason to lose one
+
+
+class CsvTableError(ValueError):
+    """A table as a whole cannot be used; one line says which file, what was expected, what to do."""
 
 
 def volume_name(text: str) -> str:
@@ -61,7 +63,7 @@ def read_csv_table(path: Path, required: Sequence[str], label: str | None = None
         label: how messages call the file; its name by default.
 
     Raises:
-        LayoutError: if the file is empty or no UTF-8 text, or columns are missing or there twice.
+        CsvTableError: if the file is empty or no UTF-8 text, or columns are missing or there twice.
     """
     label = label or path.name
     previous_limit = csv.field_size_limit(_LONGEST_FIELD)
@@ -69,29 +71,29 @@ def read_csv_table(path: Path, required: Sequence[str], label: str | None = None
         with open(path, encoding="utf-8-sig", newline="") as file:
             records = [record for record in csv.reader(file) if record]
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise LayoutError(
+        raise CsvTableError(
             f"{label}: cannot be read as a UTF-8 CSV table ({error}); save it again as UTF-8 CSV."
         ) from None
     finally:
         csv.field_size_limit(previous_limit)
     if not records:
-        raise LayoutError(
+        raise CsvTableError(
             f"{label}: is empty, expected a header row with {list(required)}; download or export it again."
         )
     columns = tuple(name.strip() for name in records[0])
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise LayoutError(f"{label}: column(s) {twice} appear twice, expected each once; remove one of each.")
+        raise CsvTableError(f"{label}: column(s) {twice} appear twice, expected each once; remove one of each.")
     missing = [name for name in required if name not in columns]
     if missing:
-        raise LayoutError(f"{label}: {_missing_columns(missing, columns)}")
+        raise CsvTableError(f"{label}: {_missing_columns(missing, columns)}")
     rows, malformed = [], []
     for number, record in enumerate(records[1:], start=2):
         if len(record) == len(columns):
             rows.append((number, dict(zip(columns, (text.strip() for text in record), strict=True))))
         else:
-            message = f"{label} row {number}: {len(record)} fields, expected {len(columns)} as in the header; "
-            "correct the row."
+            fields = f"{len(record)} fields, expected {len(columns)} as in the header"
+            message = f"{label} row {number}: {fields}; correct the row."
             malformed.append((number, record[0], message))
     return CsvTable(label, columns, tuple(rows), tuple(malformed))
 
