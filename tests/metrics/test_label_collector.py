@@ -1,0 +1,95 @@
+import ignite.distributed as idist
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import DistributedSampler
+
+from vlm3d_ext.metrics import MultiLabelScores
+
+NAN = float("nan")
+
+
+def data_set(num=11):
+    generator = np.random.default_rng(0)
+    labels = (generator.random((num, 3)) < 0.5).astype(np.float32)
+    labels[2, 1] = NAN
+    return generator.standard_normal((num, 3)).astype(np.float32), labels
+
+
+def run_epoch(metric, rows):
+    logits, labels = (torch.from_numpy(part[rows]) for part in data_set())
+
+    def batches():
+        return [{"pred": p, "label": t} for p, t in zip(logits.split(2), labels.split(2), strict=True)]
+
+    engine = Engine(lambda _, batch: batch)
+    metric.attach(engine, "auroc")
+    return engine.run(batches()).metrics["auroc"]
+
+
+def pair(output):
+    return output["pred"], output["label"]
+
+
+def test_scores_of_one_process():
+    logits, labels = data_set()
+    metric = MultiLabelScores(pair)
+    auroc = run_epoch(metric, slice(None))
+    known = ~np.isnan(labels)
+    expected = np.mean([roc_auc_score(labels[known[:, c], c], logits[known[:, c], c]) for c in range(3)])
+    assert auroc == pytest.approx(expected)
+    np.testing.assert_array_equal(metric.logits, logits)
+    np.testing.assert_array_equal(metric.labels, labels)
+    metric.reset()
+    assert np.isnan(metric.compute()) and metric.logits.shape == (0, 0)
+
+
+def test_lists_of_single_cases_are_taken_too_and_wrong_shapes_refused():
+    metric = MultiLabelScores(lambda output: output)
+    metric.update(([torch.zeros(3), torch.ones(3)], [torch.ones(3), torch.full((3,), NAN)]))
+    assert np.isnan(metric.compute()) and metric.logits.shape == (2, 3)
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
+        metric.update((torch.zeros(2, 3), torch.zeros(2, 4)))
+
+
+def test_a_wrong_length_is_refused():
+    metric = MultiLabelScores(lambda output: output, num_cases=5)
+    metric.update((torch.zeros(4, 3), torch.zeros(4, 3)))
+    with pytest.raises(ValueError, match=r"saw 4 cases, expected 5"):
+        metric.compute()
+
+
+def _rank(local_rank, rendezvous):
+    """What each of two processes checks; an error here ends the parent's spawn with an error."""
+    logits, labels = data_set()
+    sampler = DistributedSampler(range(len(logits)), num_replicas=2, rank=idist.get_rank(), shuffle=False)
+    rows = list(sampler)
+    assert len(rows) == 6  # 11 cases and one repeated
+    metric = MultiLabelScores(pair, num_cases=11)
+    auroc = run_epoch(metric, rows)
+    np.testing.assert_array_equal(metric.logits, logits)
+    np.testing.assert_array_equal(metric.labels, labels)
+    single = MultiLabelScores(pair)
+    single.update((torch.from_numpy(logits), torch.from_numpy(labels)))
+    # without the length, the repeated case stays, and ranks follow each other
+    repeating = MultiLabelScores(pair)
+    run_epoch(repeating, rows)
+    np.testing.assert_array_equal(repeating.logits, logits[[0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 0]])
+    # ranks with unequal numbers of cases, one with none
+    uneven = MultiLabelScores(pair)
+    if idist.get_rank() == 1:
+        uneven.update((torch.from_numpy(logits[:3]), torch.from_numpy(labels[:3])))
+    uneven.compute()
+    np.testing.assert_array_equal(uneven.logits, logits[:3])
+    known = ~np.isnan(labels)
+    expected = np.mean([roc_auc_score(labels[known[:, c], c], logits[known[:, c], c]) for c in range(3)])
+    assert abs(auroc - expected) < 1e-12
+    rendezvous.put(idist.get_rank())
+
+
+def test_two_processes_see_the_whole_data_set_once(tmp_path):
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    idist.spawn("gloo", _rank, args=(queue,), nproc_per_node=2, init_method=f"file://{tmp_path}/rendezvous")
+    assert sorted([queue.get(), queue.get()]) == [0, 1]
