@@ -1,17 +1,13 @@
-import csv
 import importlib
 import importlib.resources
 import json
-import re
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from vlm3d_ext.data.anatomical_regions import region_by_name
-from vlm3d_ext.text.label_mapping import describe_mapping, map_labels, mapping_rules
+from vlm3d_ext.text.label_mapping import map_labels
 from vlm3d_ext.text.label_set import LabelRule, available_label_sets, load_label_set
 
 CT_RATE_COLUMNS = (
@@ -20,8 +16,6 @@ CT_RATE_COLUMNS = (
     "Pulmonary fibrotic sequela,Pleural effusion,Mosaic attenuation pattern,Peribronchial thickening,Consolidation,"
     "Bronchiectasis,Interlobular septal thickening"
 ).split(",")
-NAN = np.nan
-REAL_LABELS = Path(__file__).parents[3] / "shared/data/ctrate/text_classifier_val_labels.head120.csv"
 
 
 @pytest.mark.parametrize(("name", "length"), [("ct_rate_18", 18), ("vlm3d_18", 18), ("rad_chestct_16", 16)])
@@ -98,100 +92,58 @@ def test_a_set_of_ones_own_is_loaded_by_path(tmp_path):
         load_label_set(tmp_path / "twice.json")
 
 
-@pytest.mark.parametrize(
-    ("source", "target"), [("ct_rate_18", {"Ground-glass opacity": None}), ("vlm3d_18", {"Ground-glass opacity": 1})]
-)
-def test_one_set_onto_itself_changes_nothing(source, target):
-    names = load_label_set(source).names
-    rows = np.array([[1, 0, NAN] * 6, [NAN] * 18, [0] * 18], dtype=np.float32)
-    np.testing.assert_array_equal(map_labels(rows, source, source), rows)
-    assert describe_mapping(source, source) == {
-        "supported": 18, "exact": 18, "derived": 0, "approximate": 0, "one_way": 0, "unknown": 0,
-    }  # fmt: skip
-    assert (target.keys() <= set(names)) == (source == "vlm3d_18")
+def test_a_union_has_each_finding_once_in_the_order_of_the_sets():
+    ct_rate, source = load_label_set("ct_rate_18"), load_label_set("vlm3d_18")
+    union = load_label_set("ct_rate_18+vlm3d_18")
+    shared = set(ct_rate.keys) & set(source.keys)
+    assert len(shared) == 8 and union.num_findings == 18 + 18 - 8
+    assert union.name == "ct_rate_18+vlm3d_18"
+    assert union.names[:18] == ct_rate.names
+    assert union.names[18:] == tuple(finding.name for finding in source.findings if finding.key not in shared)
+    assert load_label_set("vlm3d_18 + ct_rate_18").names[:18] == source.names
 
 
-@pytest.mark.parametrize(
-    ("given", "finding", "expected"),
-    [
-        ({"Lung nodule": 1}, "Lung nodule", 1),
-        ({"Lung nodule": 0}, "Lung nodule", 0),
-        ({}, "Lung nodule", None),
-        ({"Lung opacity": 0}, "Ground-glass opacity", 0),
-        ({"Lung opacity": 1}, "Ground-glass opacity", None),
-        ({"Lung opacity": None}, "Ground-glass opacity", None),
-        ({"Arterial wall calcification": 1, "Coronary artery wall calcification": 0}, "Calcification", 1),
-        ({"Arterial wall calcification": 0, "Coronary artery wall calcification": 1}, "Calcification", 1),
-        ({"Arterial wall calcification": 0, "Coronary artery wall calcification": 0}, "Calcification", 0),
-        ({"Arterial wall calcification": 1, "Coronary artery wall calcification": None}, "Calcification", 1),
-        ({"Arterial wall calcification": 0, "Coronary artery wall calcification": float("nan")}, "Calcification", None),
-        ({"Pulmonary fibrotic sequela": 1}, "Fibrosis", 1),
-        ({name: 0 for name in CT_RATE_COLUMNS}, "Pneumothorax", None),
-    ],
-)
-def test_ct_rate_to_the_source_documents_findings(given, finding, expected):
-    mapped = map_labels(given, "ct_rate_18", "vlm3d_18")
-    assert tuple(mapped) == load_label_set("vlm3d_18").names
-    assert mapped[finding] is expected or (mapped[finding] == expected and type(mapped[finding]) is type(expected))
+def test_a_finding_of_several_sets_is_prompted_as_in_the_first_and_has_the_synonyms_of_all(tmp_path):
+    nodule = {"name": "Nodule", "key": "lung_nodule", "synonyms": ["coin lesion", "nodule"]}
+    nodule |= {"prompts": {"positive": ["A coin lesion."], "negative": []}, "regions": []}
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"name": "own", "description": "", "findings": [nodule]}))
+    shipped = load_label_set("ct_rate_18").finding("lung_nodule")
+    union = load_label_set(f"ct_rate_18+{path}")
+    finding = union.finding("lung_nodule")
+    assert union.num_findings == 18 and union.name == "ct_rate_18+own"
+    assert (finding.name, finding.positive_prompts, finding.regions) == (
+        shipped.name,
+        shipped.positive_prompts,
+        shipped.regions,
+    )
+    assert finding.synonyms[: len(shipped.synonyms)] == shipped.synonyms
+    assert {"coin lesion", "nodule"} <= set(finding.synonyms) and len(set(finding.synonyms)) == len(finding.synonyms)
+    assert load_label_set(f"{path}+ct_rate_18").finding("lung_nodule").positive_prompts == ("A coin lesion.",)
 
 
-@pytest.mark.parametrize(
-    ("given", "finding", "expected"),
-    [
-        ({"Calcification": 0}, "Coronary artery wall calcification", 0),
-        ({"Calcification": 1}, "Coronary artery wall calcification", None),
-        ({"Ground-glass opacity": 1}, "Lung opacity", 1),
-        ({"Ground-glass opacity": 0}, "Lung opacity", None),
-        ({name: 0 for name in load_label_set("vlm3d_18").names}, "Bronchiectasis", None),
-    ],
-)
-def test_the_way_back_says_no_more_than_follows(given, finding, expected):
-    assert map_labels(given, "vlm3d_18", "ct_rate_18")[finding] == expected
+def test_a_file_whose_path_has_a_plus_is_no_union(tmp_path):
+    finding = {"name": "Cyst", "key": "cyst", "synonyms": [], "prompts": {"positive": ["A cyst."], "negative": []}}
+    path = tmp_path / "lung+pleura.json"
+    path.write_text(json.dumps({"name": "own", "description": "", "findings": [finding | {"regions": []}]}))
+    assert load_label_set(path).names == ("Cyst",)
 
 
-def test_the_counts_agree_with_the_table_of_the_data_sets():
-    # 8 findings are the same; calcification derived; fibrosis approximate; ground glass only when absent; 7 are not
-    # labelled at all
-    assert describe_mapping("ct_rate_18", "vlm3d_18") == {
-        "supported": 11, "exact": 8, "derived": 1, "approximate": 1, "one_way": 1, "unknown": 7,
-    }  # fmt: skip
-    described = describe_mapping("ct_rate_18", "rad_chestct_16")
-    assert (described["exact"], described["derived"], described["unknown"]) == (15, 1, 0)
-    described = describe_mapping("rad_chestct_16", "ct_rate_18")
-    assert (described["exact"], described["one_way"], described["unknown"]) == (15, 2, 1)
-
-
-def test_an_array_and_dictionaries_give_the_same():
-    rng = np.random.default_rng(3)
-    rows = rng.choice([0.0, 1.0, NAN], size=(5, 4, 18))
-    for source, target in [("ct_rate_18", "vlm3d_18"), ("vlm3d_18", "ct_rate_18"), ("ct_rate_18", "rad_chestct_16")]:
-        mapped = map_labels(rows, source, target)
-        assert mapped.shape == (5, 4, load_label_set(target).num_findings) and mapped.dtype == np.float32
-        for index in np.ndindex(5, 4):
-            labels = dict(zip(load_label_set(source).names, rows[index].tolist(), strict=True))
-            one = [NAN if value is None else value for value in map_labels(labels, source, target).values()]
-            np.testing.assert_array_equal(mapped[index], one)
-
-
-def test_forgetting_a_label_never_changes_an_answer_into_its_opposite():
-    rng = np.random.default_rng(4)
-    full = rng.integers(0, 2, size=(200, 18)).astype(float)
-    partial = np.where(rng.random(full.shape) < 0.3, NAN, full)
-    for source, target in [("ct_rate_18", "vlm3d_18"), ("vlm3d_18", "ct_rate_18"), ("ct_rate_18", "rad_chestct_16")]:
-        with_all, with_some = map_labels(full, source, target), map_labels(partial, source, target)
-        known = ~np.isnan(with_some)
-        assert known.any() and np.array_equal(with_all[known], with_some[known])
-
-
-def test_what_is_no_label_is_refused():
-    with pytest.raises(ValueError, match=r"\(\.\.\., 18\), got \(2, 17\)"):
-        map_labels(np.zeros((2, 17)), "ct_rate_18", "vlm3d_18")
-    with pytest.raises(ValueError, match=r"must be 1, 0 or NaN \(unknown\), got \[-1\.0\]"):
-        map_labels(np.full((2, 18), -1), "ct_rate_18", "vlm3d_18")
-    with pytest.raises(ValueError, match="not findings"):
-        map_labels({"Pneumothorax": 1}, "ct_rate_18", "vlm3d_18")
-    with pytest.raises(ValueError, match="'Emphysema' must be 1, 0 or None"):
-        map_labels({"Emphysema": "yes"}, "ct_rate_18", "vlm3d_18")
+def test_sets_that_cannot_be_united(tmp_path):
+    finding = {"name": "Emphysema", "key": "bullae", "synonyms": [], "prompts": {"positive": ["x"], "negative": []}}
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"name": "own", "description": "", "findings": [finding | {"regions": []}]}))
+    for text, problem in [
+        ("ct_rate_18+ct_rate_18", r"\['ct_rate_18'\] more than once"),
+        ("ct_rate_18+", "one of the places is empty"),
+        ("ct_rate_18+vlm3d_81", "Did you mean 'vlm3d_18'"),
+        (f"ct_rate_18+{path}", r"\['Emphysema'\] to findings of different keys"),
+    ]:
+        with pytest.raises(ValueError, match=problem) as caught:
+            load_label_set(text)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        load_label_set(f"ct_rate_18+{tmp_path / 'nowhere.json'}")
 
 
 @pytest.mark.parametrize(
@@ -200,30 +152,11 @@ def test_what_is_no_label_is_refused():
 def test_a_rule_must_agree_with_its_kind(rule):
     with pytest.raises(ValueError):
         LabelRule(*rule)
-    assert mapping_rules("ct_rate_18", "vlm3d_18")["Mass"].kind == "unknown"
 
 
 def test_text_imports_neither_torch_nor_monai():
-    modules = "label_set, label_mapping, hashed_ngrams, report_sections, sentence_regions"
+    modules = "label_set, label_mapping, prompt_label_set, hashed_ngrams, report_sections, sentence_regions"
     code = (
         f"import sys; from vlm3d_ext.text import {modules}; sys.exit(any(m in sys.modules for m in ('torch', 'monai')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.skipif(not REAL_LABELS.is_file(), reason="the real CT-RATE labels are not beside the repository")
-def test_real_labels_fit_and_no_report_of_ground_glass_is_called_free_of_it():
-    with REAL_LABELS.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    label_set = load_label_set("ct_rate_18")
-    label_set.check_columns(reader.fieldnames or [])
-    with pytest.raises(ValueError, match="10 of 18 are missing"):
-        load_label_set("vlm3d_18").check_columns(reader.fieldnames or [])
-    labels = np.array([[float(row[name]) for name in label_set.names] for row in rows])
-    opacity = map_labels(labels, "ct_rate_18", "vlm3d_18")[
-        :, load_label_set("vlm3d_18").keys.index("ground_glass_opacity")
-    ]
-    mentioned = np.array([bool(re.search("ground[- ]glass", row["report_text"].lower())) for row in rows])
-    assert mentioned.sum() > 20 and np.isnan(opacity[mentioned]).all()
-    assert (opacity == 0).sum() > 20 and not (opacity == 1).any()

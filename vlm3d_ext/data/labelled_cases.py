@@ -211,12 +211,12 @@ def _labels_from_table(
         for index, case in enumerate(cases[split]):
             # Overlapping depth windows are cases of their own, named after the volume that `source` names.
             names = (case["volume_id"], volume_name(case.get("source") or ""), case.get("scan_id"))
-            row = next((name for name in names if name in table.labels), None)
-            if row is None:
-                without_row.append(case["volume_id"])
+            rows = [name for name in names if name in table.labels]
+            used.update(rows)
+            if rows:
+                labels[split][index] = table.labels[rows[0]]
             else:
-                used.add(row)
-                labels[split][index] = table.labels[row]
+                without_row.append(case["volume_id"])
     unused = sorted(set(table.labels) - used)
     if not used:
         known = f"such as {without_row[0]!r}" if without_row else "it has none"
