@@ -93,14 +93,13 @@ def _make_model(
 ) -> Any:
     from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
-    config: Any
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": vocab_size,
         "max_position_embeddings": max_positions,
         "initializer_range": 0.3,  # the usual 0.02 makes so narrow a model almost blind to its input
         "pad_token_id": 0,
     }
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
         "num_attention_heads": num_heads,
