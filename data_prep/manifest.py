@@ -13,7 +13,7 @@ from data_prep.case_preparation import CaseOutcome
 from data_prep.preparation_settings import digest_of
 from data_prep.raw_case import RawCase, RawDataset
 
-__all__ = ["build_log", "build_manifest", "count_classes", "positive_weights"]
+__all__ = ["build_log", "build_manifest", "count_classes", "label_remarks", "positive_weights"]
 
 SPLITS = ("training", "validation", "test")
 
@@ -96,6 +96,28 @@ def positive_weights(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float
     return {
         label: count["negative"] / count["positive"] if count["positive"] else None for label, count in counts.items()
     }
+
+
+def label_remarks(class_counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+    """Name the labels that cannot be trained, and those that cannot be scored in validation.
+
+    Splits without any known label, such as those of a folder of scans, are passed over: nothing is expected of them.
+
+    Args:
+        class_counts: split -> `count_classes` of its cases.
+    """
+    remarks = []
+    training, validation = class_counts["training"], class_counts["validation"]
+    unknown = [label for label, count in training.items() if not count["positive"] + count["negative"]]
+    if unknown and len(unknown) < len(training):
+        remarks.append(f"labels unknown in every training case, which cannot be trained: {', '.join(unknown)}")
+    if any(count["positive"] + count["negative"] for count in validation.values()):
+        absent = [label for label, count in validation.items() if not count["positive"]]
+        if absent:
+            remarks.append(
+                f"labels without a positive in validation, whose metrics will be undefined: {', '.join(absent)}"
+            )
+    return remarks
 
 
 def build_log(

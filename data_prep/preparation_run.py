@@ -25,7 +25,7 @@ from data_prep.case_preparation import (
     remove_prepared_files,
 )
 from data_prep.lesion_masks import LesionMaskIndex, find_lesion_masks
-from data_prep.manifest import build_log, build_manifest
+from data_prep.manifest import build_log, build_manifest, label_remarks
 from data_prep.preparation_settings import PreparationSettings, digest_of
 from data_prep.progress import progress_bar
 from data_prep.raw_case import LayoutError, RawCase, RawDataset
@@ -221,12 +221,13 @@ def run_preparation(
             cases=prepared,
             sidecars=sidecars,
         )
-        log = build_log(settings=run_settings, dataset=dataset, outcomes=outcomes, remarks=plan.remarks)
+        remarks = [*plan.remarks, *label_remarks(manifest["class_counts"])]
+        log = build_log(settings=run_settings, dataset=dataset, outcomes=outcomes, remarks=remarks)
         write_json(output / MANIFEST_NAME, manifest)
         write_json(output / LOG_NAME, log)
     return PreparationResult(
         summary=log["summary"],
-        remarks=plan.remarks,
+        remarks=remarks,
         refused=sorted(
             (outcome for outcome in outcomes if outcome.status == "refused"), key=lambda outcome: outcome.volume_id
         ),

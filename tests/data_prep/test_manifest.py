@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.case_preparation import CaseOutcome
-from data_prep.manifest import build_log, build_manifest
+from data_prep.manifest import build_log, build_manifest, label_remarks
 from data_prep.raw_case import RawCase, RawDataset
 
 
@@ -95,3 +95,18 @@ def test_log_counts_and_order():
         {"volume_id": "a", "status": "prepared", "reason": "", "notes": ["n"]},
         {"volume_id": "b", "status": "refused", "reason": "because", "notes": []},
     ]
+
+
+def test_labels_without_use_are_named_where_any_is_known():
+    def counts(positive, negative, unknown):
+        return {"positive": positive, "negative": negative, "unknown": unknown}
+
+    training = {"a": counts(0, 0, 3), "b": counts(1, 1, 1), "c": counts(0, 3, 0)}
+    validation = {"a": counts(0, 0, 2), "b": counts(1, 0, 1), "c": counts(0, 2, 0)}
+    assert label_remarks({"training": training, "validation": validation}) == [
+        "labels unknown in every training case, which cannot be trained: a",
+        "labels without a positive in validation, whose metrics will be undefined: a, c",
+    ]
+    nothing = {label: counts(0, 0, 2) for label in "abc"}
+    empty = {label: counts(0, 0, 0) for label in "abc"}
+    assert label_remarks({"training": nothing, "validation": empty}) == []

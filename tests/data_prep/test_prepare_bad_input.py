@@ -14,6 +14,7 @@ import pytest
 
 from data_prep.prepare import main
 from tests.data_prep.tiny_release import GEOMETRY, SIZE, TinyRelease, chest_hu, lung_regions, write_volume
+from vlm3d_ext.data.labelled_cases import LabelledCases
 from vlm3d_ext.data.prepared_case import read_prepared_npz
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
@@ -198,6 +199,58 @@ def test_tables_with_every_fault_at_once(tmp_path):
     assert "rows 5 and 8" in outcomes["train_4_a_1"]["reason"]
     assert log["rows_without_file"] == ["train_77_a_1"] and log["summary"]["rows_without_file"] == 1
     assert "Comment" in log["remarks"][0]
+
+
+def test_labels_of_another_set_are_counted_and_named(tmp_path, capsys):
+    release = TinyRelease(tmp_path / "raw")
+    for number in range(1, 5):
+        release.add(f"train_{number}_a_1", positive=("Lung opacity", "Emphysema"))
+    release.add("valid_1_a_1")
+
+    options = ["--label-set", "vlm3d_18", "--validation-fraction", "0.5"]
+    assert prepare(release.write_tables(), tmp_path / "out", *options) == 0
+
+    remarks = json.loads((tmp_path / "out" / "preparation_log.json").read_text())["remarks"]
+    mapped = [
+        remark for remark in remarks if "ct_rate_18 as vlm3d_18: 11 of 18 supported (8 exact, 1 derived" in remark
+    ]
+    assert len(mapped) == 2 and "7 unknown: Pneumothorax, Pneumonia, Pulmonary edema, Mass" in mapped[0]
+    untrained = next(remark for remark in remarks if "cannot be trained" in remark)
+    # An opacity may or may not be ground glass, so here no case is known to have or not to have that either.
+    assert untrained.endswith(
+        ": Ground-glass opacity, Pneumothorax, Pneumonia, Pulmonary edema, Mass, Mediastinal widening, Pleural "
+        "thickening, Fracture"
+    )
+    unscored = next(remark for remark in remarks if "metrics will be undefined" in remark)
+    assert "Lung nodule" in unscored and "Mass" in unscored and "Emphysema" not in unscored
+    printed = capsys.readouterr().out
+    assert all(f"note: {remark}" in printed for remark in remarks)
+    counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["class_counts"]["training"]
+    assert counts["Mass"]["negative"] == 0 and counts["Mass"]["unknown"] == counts["Emphysema"]["positive"] > 0
+
+
+def test_a_misspelt_label_column_stops_the_run_with_the_nearest_name(tmp_path, capsys):
+    release = TinyRelease(tmp_path / "raw")
+    release.add("train_1_a_1")
+    release.label_columns[release.label_columns.index("Emphysema")] = "emphysemas"
+    release.write_tables()
+
+    for label_set in ("ct_rate_18", "vlm3d_18", "ct_rate_18+vlm3d_18"):
+        assert prepare(release.root, tmp_path / "out", "--label-set", label_set) == 2
+        error = capsys.readouterr().err
+        assert "train_predicted_labels.csv" in error and error.count("\n") == 1
+        assert "1 of 18 are missing: 'Emphysema' (nearest present: 'emphysemas')" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_union_of_two_sets_is_prepared_and_read_again(tmp_path):
+    release = TinyRelease(tmp_path / "raw")
+    release.add("train_1_a_1", positive=("Arterial wall calcification",))
+    assert prepare(release.write_tables(), tmp_path / "out", "--label-set", "ct_rate_18+vlm3d_18") == 0
+
+    labelled = LabelledCases(tmp_path / "out" / "manifest.json")
+    labels = dict(zip(labelled.names, labelled.cases(["training", "validation"])[0]["labels"], strict=True))
+    assert len(labels) == 28 and labels["Calcification"] == 1 and labels["Fibrosis"] == 0 and np.isnan(labels["Mass"])
 
 
 def test_dicom_faults_beside_a_good_series_and_nothing_of_the_patient(tmp_path, capfd):

@@ -210,7 +210,7 @@ def _labels_from_table(
         labels[split] = np.full((len(cases[split]), wanted.num_findings), math.nan, dtype=np.float32)
         for index, case in enumerate(cases[split]):
             # Overlapping depth windows are cases of their own, named after the volume that `source` names.
-            names = (case["volume_id"], volume_name(case.get("source") or ""), case.get("scan_id"))
+            names = [case["volume_id"], volume_name(case.get("source", "")), case.get("scan_id", "")]
             rows = [name for name in names if name in table.labels]
             used.update(rows)
             if rows:
