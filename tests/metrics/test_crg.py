@@ -53,7 +53,7 @@ def test_a_coin_that_treats_labels_alike_scores_a_third_on_average():
 
 
 def test_treating_labels_differently_scores_more_than_a_third_without_looking():
-    """The docstring's sum over labels: with 30 of 40 and 10 of 40, always saying the first has t - f = 30/40 - 10/40."""
+    """30 and 10 of 40 cases are positive: always saying the first label has t = 30 / 40 and f = 10 / 40."""
     labels = np.zeros((40, 2))
     labels[:30, 0] = labels[:10, 1] = 1
     commonest = np.tile([True, False], (40, 1))

@@ -43,7 +43,9 @@ def per_label_calibration_error(
     known = ~np.isnan(labels)
     gap = np.where(known, probabilities - np.where(known, labels, 0.0), 0.0)
     bins = _bins(probabilities, num_bins)
-    total = sum(np.abs(weights @ np.where(bins == number, gap, 0.0)) for number in range(num_bins))
+    total = np.zeros((len(weights), labels.shape[1]))
+    for number in range(num_bins):
+        total += np.abs(weights @ np.where(bins == number, gap, 0.0))
     return _mean_over_known(total, weights @ known, case_weights is None)
 
 
