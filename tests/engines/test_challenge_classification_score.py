@@ -102,14 +102,14 @@ def test_a_label_without_positives_is_undefined(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("other volumes", "none of its 60 volumes .such as valid_0_a_1. has a row in"),
+        ("other volumes", "none of its 60 volumes (such as valid_0_a_1) has a row in"),
         ("no labels", "no such file"),
         ("not JSON", "is not JSON"),
         ("column", "'Emphysemia'"),
     ],
 )
 def test_what_cannot_be_scored_ends_with_2_and_one_line(tmp_path, capsys, change, message):
-    path, labels, _, names = made_up(tmp_path)
+    path, labels, _, _ = made_up(tmp_path)
     if change == "other volumes":
         write_labels(path, labels, [f"train_{index}_a_1" for index in range(60)])
     elif change == "no labels":
@@ -120,9 +120,7 @@ def test_what_cannot_be_scored_ends_with_2_and_one_line(tmp_path, capsys, change
         path.write_text(path.read_text().replace("Emphysema", "Emphysemia"))
     assert run(tmp_path, "--output", str(tmp_path / "scores.json")) == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith("error: ") and error.count("\n") == 1 and message.replace(".such as", "(such as")[:20] in error
-    )
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "scores.json").exists()
 
 

@@ -172,6 +172,8 @@ def test_text_shows_baselines_beside_and_undefined_labels_in_words(evaluated):
     assert auroc.split()[:2] == ["AUROC", f"{report.macro['auroc']:.3f}"]
     line = next(line for line in text.splitlines() if line.startswith("Pericardial effusion"))
     assert line.endswith("undefined: no positives") and " 0.000" not in line
+    challenge = next(line for line in text.splitlines() if line.startswith("as given"))
+    assert challenge.split()[-1] == f"{report.challenge['as_given']['crg']:.3f}"
 
 
 def test_files(evaluated, tmp_path):

@@ -213,7 +213,7 @@ def _why_undefined(positives: int, negatives: int) -> str:
 
 
 def format_classification(report: ClassificationReport) -> str:
-    """Return the report as text: means beside the baselines, the challenge's figures, and one line for each label."""
+    """Return the report as text: means beside the baselines, the challenge's figures (if they differ), one line a label."""
     columns = ["classifier", *(name.replace("_", " ") for name in report.baselines)]
     width = max(len("expected calibration error"), *(len(name) for name in report.label_names)) + 2
     lines = [f"{report.num_cases} cases; macro means over the labels where a figure is defined, CRG pooled"]
@@ -223,11 +223,13 @@ def format_classification(report: ClassificationReport) -> str:
         interval = _interval(report.macro[f"{figure}_low"], report.macro[f"{figure}_high"])
         lines.append(f"{_title(figure):{width}}" + "".join(f"{_number(value):>13}" for value in values) + interval)
     lines.append("")
-    lines.append(f"{'at the fixed threshold 0.5':{width}}" + "".join(f"{_title(n):>11}" for n in _CHALLENGE_FIGURES))
-    for name, figures in report.challenge.items():
-        cells = "".join(f"{_number(figures[figure]):>11}" for figure in _CHALLENGE_FIGURES)
-        lines.append(f"{name.replace('_', ' '):{width}}" + cells)
-    lines.append("")
+    if any(row["threshold"] != 0.5 for row in report.per_label):
+        titles = "".join(f"{_title(figure):>11}" for figure in _CHALLENGE_FIGURES)
+        lines.append(f"{'at the fixed threshold 0.5':{width}}{titles}")
+        for name, figures in report.challenge.items():
+            cells = "".join(f"{_number(figures[figure]):>11}" for figure in _CHALLENGE_FIGURES)
+            lines.append(f"{name.replace('_', ' '):{width}}{cells}")
+        lines.append("")
     lines.append(f"{'label':{width}}{'pos':>6}{'neg':>6}{'AUROC':>9}{'':17}{'AP':>9}{'F1':>9}{'threshold':>11}")
     for row in report.per_label:
         start = f"{row['label']:{width}}{row['positives']:>6}{row['negatives']:>6}"

@@ -21,7 +21,7 @@ _SLOPE_LIMITS = (0.05, 20.0)
 _SMALLEST_THRESHOLD = 1e-12  # 0 and 1 have no log-odds, so no threshold can be there
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassifierCalibration:
     """One temperature, and an offset and a threshold for each label.
 
@@ -87,7 +87,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> ClassifierCalibra
     prior: 1 / T about 1, and b_l about the mean offset of all labels. A label with few positives therefore stays near
     the others instead of running off; one with known entries of one class only (or none) takes no part, gets the mean
     offset of the others (0 if there are none) and the threshold 0.5. The problem is convex, and the prior is 0 where
-    nothing is changed, so the likelihood of the data is never worse than that of the plain logits.
+    nothing is changed, so the likelihood of the labels that take part is never worse than with the plain logits.
 
     Args:
         logits: (N, L).
