@@ -35,7 +35,7 @@ def pair(output):
 
 def test_scores_of_one_process():
     logits, labels = data_set()
-    metric = MultiLabelScores(pair)
+    metric = MultiLabelScores(output_transform=pair)
     auroc = run_epoch(metric, slice(None))
     known = ~np.isnan(labels)
     expected = np.mean([roc_auc_score(labels[known[:, c], c], logits[known[:, c], c]) for c in range(3)])
@@ -47,7 +47,7 @@ def test_scores_of_one_process():
 
 
 def test_lists_of_single_cases_are_taken_too_and_wrong_shapes_refused():
-    metric = MultiLabelScores(lambda output: output)
+    metric = MultiLabelScores(output_transform=lambda output: output)
     metric.update(([torch.zeros(3), torch.ones(3)], [torch.ones(3), torch.full((3,), NAN)]))
     assert np.isnan(metric.compute()) and metric.logits.shape == (2, 3)
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
@@ -55,7 +55,7 @@ def test_lists_of_single_cases_are_taken_too_and_wrong_shapes_refused():
 
 
 def test_a_wrong_length_is_refused():
-    metric = MultiLabelScores(lambda output: output, num_cases=5)
+    metric = MultiLabelScores(output_transform=lambda output: output, num_cases=5)
     metric.update((torch.zeros(4, 3), torch.zeros(4, 3)))
     with pytest.raises(ValueError, match=r"saw 4 cases, expected 5"):
         metric.compute()
@@ -67,16 +67,16 @@ def _rank(local_rank, rendezvous):
     sampler = DistributedSampler(range(len(logits)), num_replicas=2, rank=idist.get_rank(), shuffle=False)
     rows = list(sampler)
     assert len(rows) == 6  # 11 cases and one repeated
-    metric = MultiLabelScores(pair, num_cases=11)
+    metric = MultiLabelScores(output_transform=pair, num_cases=11)
     auroc = run_epoch(metric, rows)
     np.testing.assert_array_equal(metric.logits, logits)
     np.testing.assert_array_equal(metric.labels, labels)
     # without the length, the repeated case stays, and ranks follow each other
-    repeating = MultiLabelScores(pair)
+    repeating = MultiLabelScores(output_transform=pair)
     run_epoch(repeating, rows)
     np.testing.assert_array_equal(repeating.logits, logits[[0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 0]])
     # ranks with unequal numbers of cases, one with none
-    uneven = MultiLabelScores(pair)
+    uneven = MultiLabelScores(output_transform=pair)
     if idist.get_rank() == 1:
         uneven.update((torch.from_numpy(logits[:3]), torch.from_numpy(labels[:3])))
     uneven.compute()

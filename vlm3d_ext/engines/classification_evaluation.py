@@ -213,7 +213,7 @@ def _why_undefined(positives: int, negatives: int) -> str:
 
 
 def format_classification(report: ClassificationReport) -> str:
-    """Return the report as text: means beside the baselines, the challenge's figures (if they differ), one line a label."""
+    """Return the report as text: means beside baselines, the challenge's figures if they differ, one line a label."""
     columns = ["classifier", *(name.replace("_", " ") for name in report.baselines)]
     width = max(len("expected calibration error"), *(len(name) for name in report.label_names)) + 2
     lines = [f"{report.num_cases} cases; macro means over the labels where a figure is defined, CRG pooled"]
