@@ -243,23 +243,6 @@ def test_a_set_of_ones_own_is_recognised_by_the_manifests_name(tmp_path, content
     assert labelled.cases("test")[0]["labels"] == [1.0] and labelled.finding_regions() == [[]]
 
 
-def test_a_checkpoint_of_other_findings_is_refused(tmp_path, content):
-    manifest = manifest_of(tmp_path, content)
-    own, source = LabelledCases(manifest), LabelledCases(manifest, "vlm3d_18")
-    state = own.state_dict()
-    assert json.loads(json.dumps(state)) == state and state["finding_keys"][NODULE] == "lung_nodule"
-    own.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"ct_rate_18 \(18 findings\), this run of vlm3d_18 \(18\)") as caught:
-        source.load_state_dict(state)
-    assert "only the checkpoint has Medical material" in str(caught.value)
-    assert "only this run has Ground-glass opacity, Pneumothorax" in str(caught.value) and "\n" not in str(caught.value)
-    turned = {**state, "finding_keys": state["finding_keys"][::-1], "finding_names": state["finding_names"][::-1]}
-    with pytest.raises(ValueError, match="the same findings in another order"):
-        own.load_state_dict(turned)
-    with pytest.raises(ValueError, match=r"\['finding_keys', 'finding_names'\] missing"):
-        own.load_state_dict({"label_set": "ct_rate_18"})
-
-
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real CT-RATE tables are not beside the repository")
 def test_real_ct_rate_rows_label_the_scans_that_they_are_of(tmp_path, content):
     table = read_label_csv(REAL / "text_classifier_val_labels.head120.csv", "ct_rate_18")

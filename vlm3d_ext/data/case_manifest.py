@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SPLITS", "CaseManifest", "ManifestError"]
+__all__ = ["SPLITS", "CaseManifest", "ManifestError", "with_and_without_mask"]
 
 SPLITS = ("training", "validation", "test")
 _CASE_KEYS = ("volume_id", "patient_id", "image", "geometry", "has_anatomical_mask", "labels", "lesion_masks")
@@ -108,3 +108,12 @@ class CaseManifest:
             "labels": labels or [math.nan] * len(self.label_names),
             "lesion_masks": {disease: str(folder / path) for disease, path in case["lesion_masks"].items()},
         }
+
+
+def with_and_without_mask(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each case without its anatomical mask, then each that has one with it, marked ``use_anatomical_mask``.
+
+    What is measured on both says what a missing mask costs.
+    """
+    unguided = [{**case, "use_anatomical_mask": False} for case in cases]
+    return unguided + [{**case, "use_anatomical_mask": True} for case in cases if case["has_anatomical_mask"]]

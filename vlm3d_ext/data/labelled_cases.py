@@ -22,7 +22,6 @@ __all__ = ["LabelledCases"]
 logger = logging.getLogger(__name__)
 
 _NUM_NAMED = 10  # of a list of ids; the rest is counted
-_STATE_KEYS = ("label_set", "finding_keys", "finding_names")
 
 
 class LabelledCases:
@@ -118,6 +117,11 @@ class LabelledCases:
         ratios = np.divide(negatives, positives, out=np.ones(self.num_findings), where=usable)
         return np.clip(ratios, 1 / max_weight, max_weight).tolist()
 
+    def trainable_findings(self) -> list[bool]:
+        """Return for each finding whether training holds both a positive and a negative; others can learn nothing."""
+        positives, negatives = _count(self._labels["training"])
+        return ((positives > 0) & (negatives > 0)).tolist()
+
     def training_prevalence(self) -> list[float]:
         """Return positives / known training labels for each finding; NaN where none is known."""
         positives, negatives = _count(self._labels["training"])
@@ -127,41 +131,6 @@ class LabelledCases:
     def finding_regions(self) -> list[list[int]]:
         """Return the indices (1 to 20) of the regions where each finding is found; an empty list means anywhere."""
         return [[region_by_name(name).index for name in finding.regions] for finding in self.label_set.findings]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the labels are, as plain types, for a checkpoint."""
-        return {
-            "label_set": self.label_set.name,
-            "finding_keys": list(self.label_set.keys),
-            "finding_names": list(self.names),
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Check that a checkpoint was trained on the same findings in the same order; nothing is changed.
-
-        Raises:
-            ValueError: if it was not; the message names what differs.
-        """
-        absent = [key for key in _STATE_KEYS if key not in state_dict]
-        if absent:
-            raise ValueError(f"the checkpoint does not say its labels ({absent} missing); train it again.")
-        theirs, ours = list(state_dict["finding_keys"]), list(self.label_set.keys)
-        if theirs == ours:
-            return
-        name = state_dict["label_set"]
-        only_theirs = [
-            called for called, key in zip(state_dict["finding_names"], theirs, strict=True) if key not in ours
-        ]
-        only_ours = [called for called, key in zip(self.names, ours, strict=True) if key not in theirs]
-        differs = [
-            f"only {where} has {', '.join(names)}"
-            for where, names in (("the checkpoint", only_theirs), ("this run", only_ours))
-            if names
-        ] or ["the same findings in another order"]
-        raise ValueError(
-            f"the checkpoint is of label set {name} ({len(theirs)} findings), this run of {self.label_set.name} "
-            f"({len(ours)}): {'; '.join(differs)}; choose --label_set {name}, or another checkpoint."
-        )
 
 
 def _label_set_of_manifest(manifest: CaseManifest, given: LabelSet | None) -> LabelSet:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.transforms import Randomizable
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-__all__ = ["EpochIndex", "SeededDataset", "SeededSampler"]
+__all__ = ["EpochIndex", "SeededDataLoader", "SeededDataset", "SeededSampler"]
 
 
 class EpochIndex(NamedTuple):
@@ -76,3 +76,21 @@ class SeededSampler(DistributedSampler):
         order = (order * (self.total_size // max(size, 1) + 1))[: self.total_size]  # ranks get equal numbers
         epoch = self.epoch if self.shuffle else 0
         return iter([EpochIndex(epoch, index) for index in order[self.rank :: self.num_replicas]])
+
+
+class SeededDataLoader(DataLoader):
+    """A DataLoader with a `SeededSampler`: for training, or for validation on this rank's share of the cases.
+
+    Args:
+        dataset: a `SeededDataset`.
+        batch_size: cases of a batch, on this rank.
+        num_workers: processes that load.
+        shuffle: True for training; it also leaves out a last batch that is not full, so that all steps weigh the same.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, num_workers: int = 0, shuffle: bool = True, seed: int = 0
+    ) -> None:
+        sampler = SeededSampler(dataset, shuffle=shuffle, seed=seed)
+        super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, drop_last=shuffle)

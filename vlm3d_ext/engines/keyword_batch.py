@@ -17,11 +17,15 @@ class PrepareKeywordBatch(PrepareBatch):
     Args:
         keys: the entries to pass on; None passes all tensors but ``image`` and those in `exclude`.
         exclude: entries the network does not take.
+        image_key: the entry that stands in the first place, where it is not ``image``.
     """
 
-    def __init__(self, keys: Sequence[str] | None = None, exclude: Sequence[str] = ("labels",)) -> None:
+    def __init__(
+        self, keys: Sequence[str] | None = None, exclude: Sequence[str] = ("labels",), image_key: str = "image"
+    ) -> None:
         self.keys = keys
-        self.exclude = frozenset(exclude) | {"image"}
+        self.exclude = frozenset(exclude) | {image_key}
+        self.image_key = image_key
 
     def __call__(
         self,
@@ -35,4 +39,4 @@ class PrepareKeywordBatch(PrepareBatch):
         if names is None:
             names = [k for k, v in batchdata.items() if isinstance(v, torch.Tensor) and k not in self.exclude]
         moved = {name: batchdata[name].to(device, non_blocking=non_blocking, **kwargs) for name in names}
-        return batchdata["image"].to(device, non_blocking=non_blocking, **kwargs), None, (), moved
+        return batchdata[self.image_key].to(device, non_blocking=non_blocking, **kwargs), None, (), moved

@@ -1,4 +1,12 @@
+from .multi_label_losses import AsymmetricLoss, WeightedBinaryCrossEntropy
 from .pretraining_losses import masked_reconstruction_loss, region_share_loss, sentence_alignment_loss
 from .weighted_loss_sum import WeightedLossSum
 
-__all__ = ["WeightedLossSum", "masked_reconstruction_loss", "region_share_loss", "sentence_alignment_loss"]
+__all__ = [
+    "AsymmetricLoss",
+    "WeightedBinaryCrossEntropy",
+    "WeightedLossSum",
+    "masked_reconstruction_loss",
+    "region_share_loss",
+    "sentence_alignment_loss",
+]

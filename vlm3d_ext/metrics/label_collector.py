@@ -14,7 +14,12 @@ from torch import Tensor
 
 from .multi_label import macro_auroc
 
-__all__ = ["MultiLabelScores"]
+__all__ = ["MultiLabelScores", "logits_and_labels"]
+
+
+def logits_and_labels(output: Any) -> tuple[Tensor, Tensor]:
+    """Return the logits and labels that a network in training returns among its predictions."""
+    return output["pred"]["logits"], output["pred"]["labels"]
 
 
 class MultiLabelScores(Metric):
@@ -28,15 +33,17 @@ class MultiLabelScores(Metric):
     other, and such repetitions stay.
 
     Args:
+        num_cases: length of the data set, or None.
         output_transform: from the engine's output to (logits (B, L), labels (B, L) of 1, 0 or NaN); each may also be a
             list of B tensors (L,), as MONAI decollates batches.
-        num_cases: length of the data set, or None.
 
     Raises:
         ValueError: from `compute`, if the ranks saw fewer than `num_cases` cases, or more than the sampler repeats.
     """
 
-    def __init__(self, output_transform: Callable[[Any], Any], num_cases: int | None = None) -> None:
+    def __init__(
+        self, num_cases: int | None = None, output_transform: Callable[[Any], Any] = logits_and_labels
+    ) -> None:
         self.num_cases = num_cases
         self.logits = self.labels = np.zeros((0, 0))
         super().__init__(output_transform=output_transform)

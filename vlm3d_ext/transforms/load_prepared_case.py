@@ -19,7 +19,7 @@ class LoadPreparedCased(Transform):
 
     Input: a case of `CaseManifest.cases`. Output, a new dictionary: ``volume_id`` (str), ``image`` (C, D, H, W) float32
     in [0, 1], ``anatomical_mask`` (D, H, W) uint8, ``has_anatomical_mask`` () bool, ``spacing_mm`` (3,) float32 [z, y,
-    x], ``labels`` (L,) float32 with NaN for unknown, ``report``.
+    x], ``labels`` (L,) float32 with NaN for unknown, ``report``; and ``use_anatomical_mask`` where the case says it.
 
     Raises:
         PreparedCaseError: if the file is not a sound prepared case.
@@ -29,7 +29,9 @@ class LoadPreparedCased(Transform):
         """Return the loaded case."""
         arrays = read_prepared_npz(case["image"])
         imgs = arrays.imgs if arrays.imgs.ndim == 4 else arrays.imgs[None]
+        decided = {"use_anatomical_mask": case["use_anatomical_mask"]} if "use_anatomical_mask" in case else {}
         return {
+            **decided,
             "volume_id": case["volume_id"],
             "image": torch.from_numpy(imgs.astype(np.float32) / 255.0),
             "anatomical_mask": torch.from_numpy(arrays.gts),

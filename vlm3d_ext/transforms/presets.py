@@ -11,7 +11,7 @@ from ..text.sentence_bank import SentenceBank
 from .load_prepared_case import LoadPreparedCased
 from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
 
-__all__ = ["encoder_pretraining_transforms", "prepared_case_transforms"]
+__all__ = ["classification_transforms", "encoder_pretraining_transforms", "prepared_case_transforms"]
 
 
 def prepared_case_transforms(use_anatomical_mask: bool = True) -> Compose:
@@ -47,18 +47,38 @@ def encoder_pretraining_transforms(
             [0, 1] image; 0 for validation. Keep it small: HU are calibrated, and 0.1 of a soft-tissue window is 40 HU,
             which is the step from water to muscle.
     """
-    augmentation: list[Any] = []
-    if intensity_augmentation > 0:
-        augmentation = [
-            RandScaleIntensityd("image", factors=intensity_augmentation, prob=0.5),
-            RandShiftIntensityd("image", offsets=intensity_augmentation, prob=0.5),
-        ]
     return Compose(
         [
             LoadPreparedCased(),
-            *augmentation,
+            *_intensity_augmentation(intensity_augmentation),
             RandPatchMaskd(patch_size, mask_ratio, probability=masking_probability),
             RandUseAnatomicalMaskd(mask_guidance_probability),
             RandReportSentencesd(sentence_bank, num_true_sentences, num_untrue_sentences),
         ]
     )
+
+
+def classification_transforms(mask_guidance_probability: float = 0.5, intensity_augmentation: float = 0.0) -> Compose:
+    """Return the chain of the classifier's training on volumes.
+
+    Args:
+        mask_guidance_probability: how often region features are guided by the mask, where the case does not say it.
+        intensity_augmentation: as in `encoder_pretraining_transforms`; 0 for validation.
+    """
+    return Compose(
+        [
+            LoadPreparedCased(),
+            *_intensity_augmentation(intensity_augmentation),
+            RandUseAnatomicalMaskd(mask_guidance_probability),
+            DeleteItemsd("report"),
+        ]
+    )
+
+
+def _intensity_augmentation(size: float) -> list[Any]:
+    if size <= 0:
+        return []
+    return [
+        RandScaleIntensityd("image", factors=size, prob=0.5),
+        RandShiftIntensityd("image", offsets=size, prob=0.5),
+    ]

@@ -69,7 +69,8 @@ class RandUseAnatomicalMaskd(Randomizable, Transform):
     """Decides whether this draw is guided by the mask or by the encoder's own prediction: adds ``use_anatomical_mask``
     () bool.
 
-    Both ways must be trained, because most users have no mask at inference.
+    Both ways must be trained, because most users have no mask at inference. A case that says itself whether its mask is
+    used (`vlm3d_ext.data.case_manifest.with_and_without_mask`) is left as it is.
 
     Args:
         probability: of using the mask, where there is one.
@@ -80,7 +81,8 @@ class RandUseAnatomicalMaskd(Randomizable, Transform):
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return the sample with its decision."""
-        use = bool(self.R.random_sample() < self.probability) and bool(data["has_anatomical_mask"])
+        wanted = data.get("use_anatomical_mask", self.R.random_sample() < self.probability)
+        use = bool(wanted) and bool(data["has_anatomical_mask"])
         return {**data, "use_anatomical_mask": torch.tensor(use)}
 
 

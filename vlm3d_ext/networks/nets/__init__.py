@@ -1,4 +1,16 @@
+from .classifier_training import ClassifierTraining, FeatureClassifierTraining
 from .encoder_pretraining import EncoderPretraining, PretrainingHeads
 from .three_d_vision_encoder import RegionTokenEncoder, ThreeDVisionEncoder, VisionFeatures
+from .volume_classifier import FindingProbabilities, VolumeClassifier
 
-__all__ = ["EncoderPretraining", "PretrainingHeads", "RegionTokenEncoder", "ThreeDVisionEncoder", "VisionFeatures"]
+__all__ = [
+    "ClassifierTraining",
+    "EncoderPretraining",
+    "FeatureClassifierTraining",
+    "FindingProbabilities",
+    "PretrainingHeads",
+    "RegionTokenEncoder",
+    "ThreeDVisionEncoder",
+    "VisionFeatures",
+    "VolumeClassifier",
+]

@@ -1,0 +1,37 @@
+"""Calibration of the classifier after each validation, so that a checkpoint holds its own."""
+
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine, Events
+
+from ..metrics import MultiLabelScores, fit_calibration
+from ..networks.heads import MultiLabelClassifier
+
+__all__ = ["ClassifierCalibrator"]
+
+
+class ClassifierCalibrator:
+    """Fits temperature, offsets and thresholds on the validation epoch that has just ended.
+
+    Goes to the evaluator on validation data, never on test data, before the checkpoint handler.
+
+    Args:
+        classifier: whose buffers are filled.
+        scores: the evaluator's metric that holds the logits and labels of the epoch; the same on every rank.
+    """
+
+    def __init__(self, classifier: MultiLabelClassifier, scores: MultiLabelScores) -> None:
+        self.classifier = classifier
+        self.scores = scores
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Fit and store."""
+        calibration = fit_calibration(self.scores.logits, self.scores.labels)
+        self.classifier.temperature.fill_(calibration.temperature)
+        self.classifier.offsets.copy_(torch.from_numpy(calibration.offsets))
+        self.classifier.thresholds.copy_(torch.from_numpy(calibration.thresholds))

@@ -1,0 +1,3 @@
+from .multi_label_classifier import MultiLabelClassifier
+
+__all__ = ["MultiLabelClassifier"]
