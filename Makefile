@@ -1,12 +1,14 @@
 # Two commands do everything, set-up included:
-#   make demo   environment, synthetic CT-RATE, preparation, encoder: training, evaluation, inference
+#   make demo   environment, synthetic CT-RATE, preparation, encoder -> classification: training, evaluation, inference
 #   make test   environment and the whole test suite
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo_run
 BIN := $(VENV)/bin
 ENCODER := bundles/encoder/configs
+CLASSIFICATION := bundles/classification/configs
 OVERLAYS := bundles/_overlays
+RUN := $(BIN)/python -m monai.bundle run
 export MLFLOW_DISABLE_TELEMETRY := true
 # one thread per process is the fastest and steadiest where two processes share two cores
 PYTEST_WORKERS ?= 2
@@ -28,9 +30,17 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 demo: env
 	$(BIN)/python -m data_prep.synthesize --output $(DEMO)/raw --num-train-patients 360 --num-valid-patients 80 --size 48 112 112 --seed 1
 	$(BIN)/python -m data_prep.prepare --source $(DEMO)/raw --output $(DEMO)/prepared --spatial-size 32 96 96 --window lung soft_tissue --validation-fraction 0.15
-	$(BIN)/python -m monai.bundle run --config_file "['$(ENCODER)/train.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
-	$(BIN)/python -m monai.bundle run --config_file "['$(ENCODER)/train.json','$(ENCODER)/evaluate.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
-	$(BIN)/python -m monai.bundle run --workflow_type infer --config_file "['$(ENCODER)/inference.json','$(OVERLAYS)/demo.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN) --config_file "['$(ENCODER)/train.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN) --config_file "['$(ENCODER)/train.json','$(ENCODER)/evaluate.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN) --workflow_type infer --config_file "['$(ENCODER)/inference.json','$(OVERLAYS)/demo.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN) --workflow_type infer --config_file "['$(ENCODER)/inference.json','$(OVERLAYS)/demo.json']" --demo_dir $(abspath $(DEMO)) \
+		--use_anatomical_mask False --output_dir $(abspath $(DEMO))/encoder/features_without_mask
+	$(BIN)/python -m data_prep.make_text_encoder --reports $(DEMO)/prepared/manifest.json --output $(DEMO)/text_encoder --overwrite
+	$(RUN) --config_file "['$(CLASSIFICATION)/train.json','$(CLASSIFICATION)/from_features.json','$(OVERLAYS)/demo.json','$(CLASSIFICATION)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN) --config_file "['$(CLASSIFICATION)/train.json','$(CLASSIFICATION)/evaluate.json','$(OVERLAYS)/demo.json','$(CLASSIFICATION)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN) --workflow_type infer --config_file "['$(CLASSIFICATION)/inference.json','$(OVERLAYS)/demo.json','$(CLASSIFICATION)/demo.json']" --demo_dir $(abspath $(DEMO))
+	$(BIN)/python -m vlm3d_ext.engines.challenge_classification_score --predictions $(DEMO)/classification/predictions/tables/challenge_classification.json \
+		--labels $(DEMO)/raw/multi_abnormality_labels/valid_predicted_labels.csv --training-labels $(DEMO)/raw/multi_abnormality_labels/train_predicted_labels.csv
 	$(BIN)/python -m vlm3d_ext.run_summary $(DEMO)
 
 test: env

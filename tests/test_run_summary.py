@@ -33,8 +33,20 @@ def run(tmp_path):
     for number in range(7):
         write(f"encoder/features/train_{number}_a_1.npz", "")
     write("encoder/eval/representation.png", "")
-    figures = {"effective_rank_trained": 9.5, "effective_rank_untrained": None, "region_share_error_trained": 0.125}
+    figures = {
+        "linear_probe_macro_auroc_trained_unguided": 0.625,
+        "effective_rank_trained": 9.5,
+        "effective_rank_untrained": None,
+        "region_share_error_trained": 0.125,
+    }
     write("encoder/eval/representation.json", {"figures": figures, "per_label": []})
+    baseline = {"auroc": 0.5, "average_precision": 0.25, "f1": 0.0, "crg": 1 / 3}
+    macro = {name: 0.75 for name in baseline}
+    macro |= {f"{name}_{end}": value for name in baseline for end, value in (("low", 0.7), ("high", 0.8))}
+    baselines = {name: baseline for name in ("random", "all_negative", "all_positive", "prevalence")}
+    undefined = {**macro, "crg": None, "crg_low": None, "crg_high": None}
+    write("classification/eval/classification_unguided.json", {"macro": macro, "baselines": baselines})
+    write("classification/eval/classification_guided.json", {"macro": undefined, "baselines": baselines})
     write("mlruns.db", "")
     return tmp_path
 
@@ -47,6 +59,13 @@ def test_every_figure_comes_from_the_run(run):
     assert re.search(r"effective rank +9\.5000 +- +-", text) and "0.1250" in text
 
 
+def test_classification_stands_beside_its_baselines(run):
+    text = summarise_run(run)
+    assert re.search(r"AUROC, unguided +0\.750 +\[0\.700, 0\.800\] +0\.625 +0\.500 +0\.500 +0\.500", text)
+    assert re.search(r"F1, unguided +0\.750 +\[0\.700, 0\.800\] +- +0\.000", text)
+    assert re.search(r"CRG \(pooled\), guided +- +\[-, -\] +- +0\.333", text)
+
+
 def test_the_commands_name_files_that_are_there(run):
     text = summarise_run(run)
     assert f"mlflow ui --backend-store-uri sqlite:///{run / 'mlruns.db'}" in text
@@ -56,7 +75,7 @@ def test_the_commands_name_files_that_are_there(run):
 
 def test_a_folder_where_little_has_happened_yet(tmp_path):
     text = summarise_run(tmp_path)
-    assert f"data      none prepared in {tmp_path / 'prepared'}" in text
+    assert f"data           none prepared in {tmp_path / 'prepared'}" in text
     assert "epochs" not in text and "mlflow" not in text and "features" not in text
 
 

@@ -23,11 +23,13 @@ def _read(path: Path) -> Any | None:
 def _data_lines(folder: Path) -> list[str]:
     manifest = _read(folder / "prepared" / "manifest.json")
     if manifest is None:
-        return [f"data      none prepared in {folder / 'prepared'}"]
+        return [f"data           none prepared in {folder / 'prepared'}"]
     counts = ", ".join(f"{len(manifest[split])} {split}" for split in SPLITS)
     log = _read(folder / "prepared" / "preparation_log.json") or {"summary": {}}
     refused = log["summary"].get("refused", 0)
-    return [f"data      {counts} volumes, {refused} refused; label set {manifest['label_set']}; {folder / 'prepared'}"]
+    return [
+        f"data           {counts} volumes, {refused} refused; label set {manifest['label_set']}; {folder / 'prepared'}"
+    ]
 
 
 def _training_lines(folder: Path) -> list[str]:
@@ -38,7 +40,7 @@ def _training_lines(folder: Path) -> list[str]:
         validated = [(row["validation"] or {}).get("loss") for row in rows]
         best = min((loss for loss in validated if loss is not None), default=None)
         lines.append(
-            f"{path.parts[-3]:9} {len(rows)} epochs"
+            f"{path.parts[-3]:14} {len(rows)} epochs"
             + (f", training loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "")
             + (f", best validation loss {best:.3f}" if best is not None else "")
             + f"; {path.parent.parent / 'models' / 'model.pt'}"
@@ -57,6 +59,41 @@ def _encoder_lines(folder: Path) -> list[str]:
     return ["", "encoder on the test split (held-out patients)", *format_figures(figures).splitlines()]
 
 
+_BASELINES = {"all_negative": "all neg.", "all_positive": "all pos.", "prevalence": "prevalence"}
+_CLASSIFICATION_FIGURES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "f1": "F1",
+    "crg": "CRG (pooled)",
+}
+
+
+def _classification_lines(folder: Path) -> list[str]:
+    """Return the macro figures of both ways, beside the image-blind baselines and the encoder's linear probe."""
+    reports = {
+        way: _read(folder / "classification" / "eval" / f"classification_{way}.json") for way in ("unguided", "guided")
+    }
+    probes = (_read(folder / "encoder" / "eval" / "representation.json") or {"figures": {}})["figures"]
+    lines = ["", "classification on the test split, mean over the findings (unguided: without anatomical mask)"]
+    lines.append(
+        f"{'':28}{'classifier':>11}{'95 % interval':>17}{'probe':>8}" + "".join(f"{t:>11}" for t in _BASELINES.values())
+    )
+    for way, report in reports.items():
+        if report is None:
+            continue
+        for figure, title in _CLASSIFICATION_FIGURES.items():
+            macro = report["macro"]
+            probe = probes.get(f"linear_probe_macro_auroc_trained_{way}") if figure == "auroc" else None
+            interval = "[" + ", ".join(_shown(macro[f"{figure}_{end}"]) for end in ("low", "high")) + "]"
+            blind = "".join(f"{_shown(report['baselines'][name][figure]):>11}" for name in _BASELINES)
+            lines.append(f"{title + ', ' + way:28}{_shown(macro[figure]):>11}{interval:>17}{_shown(probe):>8}{blind}")
+    return lines if any(reports.values()) else []
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def summarise_run(folder: Path) -> str:
     """Return the summary of a folder with ``prepared/`` and one folder per bundle.
 
@@ -68,8 +105,12 @@ def summarise_run(folder: Path) -> str:
     lines = [*_data_lines(folder), *_training_lines(folder)]
     features = len(list(folder.glob("encoder/features/*.npz")))
     if features:
-        lines.append(f"features  {features} volumes; {folder / 'encoder' / 'features'}")
+        lines.append(f"features       {features} volumes; {folder / 'encoder' / 'features'}")
+    predictions = len(list(folder.glob("classification/predictions/*.json"))) - 1
+    if predictions > 0:
+        lines.append(f"findings       {predictions} volumes; {folder / 'classification' / 'predictions' / 'tables'}")
     lines += _encoder_lines(folder)
+    lines += _classification_lines(folder)
     lines += ["", "look at"]
     lines += [f"  {path}" for path in sorted(folder.glob("*/eval/*.png"))]
     if (folder / "mlruns.db").is_file():
