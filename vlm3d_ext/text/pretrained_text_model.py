@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT_TEXT_MODEL", "load_text_model"]
+__all__ = ["DEFAULT_TEXT_MODEL", "load_text_model", "quiet_transformers"]
 
 DEFAULT_TEXT_MODEL = "emilyalsentzer/Bio_ClinicalBERT"
 
@@ -153,7 +153,7 @@ def _load(folder: Path, name: str, purpose: str) -> tuple[Any, Any]:
     where = _place(name, folder)
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     next_step = f"give another folder or name with --text_model, or {_MAKE_ONE}"
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
             model, loading = AutoModel.from_pretrained(
@@ -206,7 +206,7 @@ def _without_pooler(model: Any) -> Any:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers from printing bars and tables of unused weights; what matters of them is checked above."""
     from transformers.utils import logging as transformers_logging
 
