@@ -49,11 +49,11 @@ class MaskedLanguageModelSettings:
         ValueError: if one of them cannot be.
     """
 
-    hidden_size: int = 96
+    hidden_size: int = 64
     num_layers: int = 2
     num_heads: int = 4
     max_positions: int = 128
-    num_steps: int = 400
+    num_steps: int = 800
     batch_size: int = 64
     learning_rate: float = 3e-3
     mask_probability: float = 0.5
