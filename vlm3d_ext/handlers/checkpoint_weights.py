@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -40,6 +41,19 @@ class CheckpointWeights:
         self.parameter_name = parameter_name
         self.command = command
 
+    @property
+    def _hint(self) -> str:
+        return f"Make it with: {self.command}, or point to another file with --{self.parameter_name} PATH."
+
+    def check_file(self) -> None:
+        """Refuse a missing file at once, before data are read and the file's fingerprint is asked for.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+        """
+        if not Path(self.checkpoint).is_file():
+            raise FileNotFoundError(f"checkpoint {self.checkpoint} does not exist. {self._hint}")
+
     def attach(self, engine: Engine) -> None:
         """Attach to any engine."""
         engine.add_event_handler(Events.STARTED, self)
@@ -52,11 +66,10 @@ class CheckpointWeights:
             CheckpointError: if the file or its weights do not fit.
             ValueError: if one of the checks refuses it.
         """
-        hint = f"Make it with: {self.command}, or point to another file with --{self.parameter_name} PATH."
-        content = read_checkpoint(self.checkpoint, hint=hint) if self.checks else {}
+        content = read_checkpoint(self.checkpoint, hint=self._hint) if self.checks else {}
         for key, check in self.checks.items():
             if key not in content:
-                raise CheckpointError(f"{self.checkpoint} has no entry {key!r}; it has {sorted(content)}. {hint}")
+                raise CheckpointError(f"{self.checkpoint} has no entry {key!r}; it has {sorted(content)}. {self._hint}")
             try:
                 check.load_state_dict(content[key])
             except ValueError as error:
