@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLES = REPOSITORY / "bundles"
@@ -29,6 +38,7 @@ TINY_TRAINING = {
     "learning_rate": 1e-3,
     "vision_learning_rate": 1e-3,
 }
+TINY_CLASSIFIER = {"projection_dim": 16, "num_soft_tokens": 2, "text_hidden_size": 16}
 
 
 def config_files(*names: str, root: Path = BUNDLES) -> list[str]:
@@ -57,3 +67,65 @@ def run_command(arguments: list[str], cwd: Path = REPOSITORY, check: bool = True
             f"{' '.join(arguments)} ended with {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
         )
     return result
+
+
+def run_command_here(arguments: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a bundle's command line in this process, which saves the seconds that importing MONAI takes."""
+    assert arguments[:3] == [sys.executable, "-m", "monai.bundle"]
+    with monkeypatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", arguments[2:])
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+
+def two_processes(port: int) -> tuple[str, ...]:
+    """Return the launcher of two ranks on this machine; tests that may run at the same time need ports of their own."""
+    return (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}")
+
+
+def kill_while_training(arguments: list[str], run_dir: Path, seconds: float = 0.3) -> None:
+    """Start a training and end it with SIGKILL some time after its first last.pt."""
+    process = subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "models" / "last.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def messages_of(action: Callable[[], Any]) -> list[str]:
+    """Return the messages of the error that an action ends with and of its causes, the first cause last."""
+    with pytest.raises(Exception) as raised:
+        action()
+    messages, error = [], raised.value
+    while error is not None:
+        messages.append(str(error))
+        error = error.__cause__
+    return messages
+
+
+def history(run_dir: Path) -> list[dict]:
+    """Return the rows of a training's history.json."""
+    return json.loads((run_dir / "output" / "history.json").read_text())
+
+
+def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the model's state dict in a checkpoint."""
+    return torch.load(path, weights_only=True)["model"]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    """Check that two checkpoints hold bit-equal models."""
+    one, other = checkpoint_weights(first), checkpoint_weights(second)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def assert_same_curve(run_dir: Path, other: Path, relative: float = 1e-4) -> None:
+    """Check that two trainings' histories differ by no more than what the order of additions makes."""
+    for one, two in zip(history(run_dir), history(other), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=relative / 10)
+        assert two["losses"] == pytest.approx(one["losses"], rel=relative)
+        assert two["validation"] == pytest.approx(one["validation"], rel=relative)

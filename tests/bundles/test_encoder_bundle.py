@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +15,20 @@ from tests.bundles.bundle_runs import (
     REPOSITORY,
     TINY_NETWORK,
     TINY_TRAINING,
+    assert_same_curve,
+    assert_same_weights,
+    checkpoint_weights,
     command,
     config_files,
+    history,
+    kill_while_training,
+    messages_of,
     run_command,
+    two_processes,
 )
 from tests.prepared_release import SIZE, make_prepared_release
 from vlm3d_ext.data.feature_store import FeatureStore, FeatureStoreError
 from vlm3d_ext.lineage import LineageError, read_lineage
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29763")
-
-
-def _history(run_dir: Path) -> list[dict]:
-    return json.loads((run_dir / "output" / "history.json").read_text())
-
-
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["model"]
-
-
-def _assert_same_weights(first: Path, second: Path) -> None:
-    one, other = _weights(first), _weights(second)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
 
 
 def _options(prepared: Path, run_dir: Path, **further) -> dict:
@@ -50,7 +36,7 @@ def _options(prepared: Path, run_dir: Path, **further) -> dict:
 
 
 def test_training_lowers_the_loss_and_says_where_it_came_from(encoder_run, prepared):
-    rows = _history(encoder_run)
+    rows = history(encoder_run)
     assert rows[-1]["validation"]["loss"] < rows[0]["validation"]["loss"]  # validation draws are the same every time
     assert set(rows[0]["losses"]) == {"reconstruction", "region_share", "report_alignment"}
     lineage = read_lineage(encoder_run / "models" / "model.pt")
@@ -75,8 +61,8 @@ def test_the_same_config_runs_from_three_places(prepared, tmp_path):
         run_dir = {} if name == "inside" else {"run_dir": tmp_path / name}
         all_options = {**TINY_TRAINING, "dataset_dir": prepared, **run_dir, **options, **further}
         run_command(command([config], all_options), cwd=cwd)
-    _assert_same_weights(tmp_path / "root/models/model.pt", copy / "models/model.pt")
-    _assert_same_weights(tmp_path / "root/models/model.pt", tmp_path / "elsewhere/models/model.pt")
+    assert_same_weights(tmp_path / "root/models/model.pt", copy / "models/model.pt")
+    assert_same_weights(tmp_path / "root/models/model.pt", tmp_path / "elsewhere/models/model.pt")
 
 
 def test_two_processes_equal_one(prepared, tmp_path):
@@ -84,11 +70,8 @@ def test_two_processes_equal_one(prepared, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run(config_file=config_files("encoder/train"), **_options(str(prepared), str(one)))
     files = config_files("encoder/train", "_overlays/ddp")
-    run_command(command(files, _options(prepared, two, batch_size=2), launcher=TORCHRUN))
-    for single, pair in zip(_history(one), _history(two), strict=True):
-        assert pair["loss"] == pytest.approx(single["loss"], rel=1e-5)
-        assert pair["losses"] == pytest.approx(single["losses"], rel=1e-4)
-        assert pair["validation"] == pytest.approx(single["validation"], rel=1e-4)
+    run_command(command(files, _options(prepared, two, batch_size=2), launcher=two_processes(29763)))
+    assert_same_curve(one, two)
 
 
 def test_accumulation_keeps_the_global_batch(monkeypatch):
@@ -108,18 +91,12 @@ def test_killed_run_resumes_on_the_same_curve(prepared, tmp_path):
     epochs = 25
     run(config_file=config_files("encoder/train"), **_options(str(prepared), str(whole), epochs=epochs))
     arguments = command(config_files("encoder/train"), _options(prepared, killed, epochs=epochs))
-    process = subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (killed / "models" / "last.pt").is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = len(_history(killed))
+    kill_while_training(arguments, killed)
+    done = len(history(killed))
     assert 0 < done < epochs, f"killed after {done} of {epochs} epochs; the test needs a slower run"
     run(config_file=config_files("encoder/train"), **_options(str(prepared), str(killed), epochs=epochs, resume=True))
-    assert _history(killed) == _history(whole)
-    _assert_same_weights(whole / "models/model.pt", killed / "models/model.pt")
+    assert history(killed) == history(whole)
+    assert_same_weights(whole / "models/model.pt", killed / "models/model.pt")
 
 
 def test_resuming_on_other_data_is_refused(encoder_run, tmp_path):
@@ -208,13 +185,7 @@ def test_missing_and_unfitting_checkpoints_say_what_to_do(encoder_run, prepared,
     options = {**TINY_NETWORK, "dataset_dir": str(prepared), "num_workers": 0, "output_dir": str(tmp_path / "features")}
 
     def message_of(**further) -> str:
-        with pytest.raises(Exception) as error:
-            run(config_file=config, workflow_type="infer", **{**options, **further})
-        chain, seen = error.value, []
-        while chain is not None:
-            seen.append(str(chain))
-            chain = chain.__cause__
-        return " | ".join(seen)
+        return " | ".join(messages_of(lambda: run(config_file=config, workflow_type="infer", **{**options, **further})))
 
     assert "nowhere" in message_of(run_dir=str(tmp_path / "nowhere"))
     unfitting = message_of(run_dir=str(encoder_run), hidden_size=48, output_dir=str(tmp_path / "other"))
@@ -251,7 +222,7 @@ def eager(encoder_run, export_configs):
     parser = ConfigParser()
     parser.read_config(str(export_configs / "inference.json"))
     network = parser.get_parsed_content("export_network").eval()
-    network.load_state_dict(_weights(encoder_run / "models/model.pt"))
+    network.load_state_dict(checkpoint_weights(encoder_run / "models/model.pt"))
     return network
 
 
