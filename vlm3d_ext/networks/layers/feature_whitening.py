@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 __all__ = ["FeatureMoments", "FeatureWhitening"]
 
+# A mean variance below this part of the squared mean, 1e-5 of the mean in standard deviations, is the rounding of
+# float32 features that are all alike, not a difference between cases.
+_SMALLEST_RELATIVE_VARIANCE = 1e-10
+
 
 class FeatureMoments:
     """Running first and second moments of T feature vectors per case, in float64.
@@ -78,10 +82,11 @@ class FeatureWhitening(nn.Module):
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         eigenvalues = eigenvalues.clamp_min(0)
         typical = eigenvalues.mean(1, keepdim=True)
-        if not typical.any():
+        varies = typical > _SMALLEST_RELATIVE_VARIANCE * mean.square().mean(1, keepdim=True)
+        if not varies.any():
             raise ValueError("the features are the same for all cases; is the encoder's checkpoint trained?")
         # a region that no case shows has no variance: it is left as it is
-        scale = torch.where(typical > 0, (eigenvalues + self.shrinkage * typical).clamp_min(1e-12) ** -0.5, 1.0)
+        scale = torch.where(varies, (eigenvalues + self.shrinkage * typical) ** -0.5, 1.0)
         self.mean.copy_(mean)
         self.matrix.copy_(torch.einsum("tcd,td,ted->tce", vectors, scale, vectors))
 
