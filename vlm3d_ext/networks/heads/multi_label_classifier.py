@@ -141,12 +141,16 @@ class MultiLabelClassifier(nn.Module):
         """Score scans.
 
         Args:
-            features: (B, 1 + R, C), the global feature and then the regions; (B, 1, C) without region features.
+            features: (B, 1 + R, C), the global feature and then the regions; without region features (B, 1, C) is
+                enough, and more is left out.
             text_embeddings: (L, E) of `embed_findings`, while training; None takes the cached ones.
 
         Returns:
             ``"logits"``, ``"probabilities"`` in [0, 1] and ``"predictions"`` of 0 and 1 (int64), each (B, L), in the
             order of `scored_findings`.
+
+        Raises:
+            ValueError: if the features are fewer or of another width.
         """
         attends, offsets, thresholds = self.attends, self.offsets, self.thresholds
         if text_embeddings is None and self._others is None:
@@ -160,12 +164,17 @@ class MultiLabelClassifier(nn.Module):
         return {"logits": logits, "probabilities": probabilities, "predictions": predictions}
 
     def _similarity(self, features: Tensor, text_embeddings: Tensor, attends: Tensor) -> Tensor:
+        channels = self.vision_projector.in_features
+        # fewer than the statistics' would be repeated without a word
+        if features.shape[1] < self.num_tokens or features.shape[2] != channels:
+            raise ValueError(f"features must be (B, {self.num_tokens}, {channels}), got {tuple(features.shape)}.")
         features = self.whitening(features[:, : self.num_tokens].float())
         features = dropout(features, self.dropout, self.training)
         seen = self.vision_projector(features[:, :1])  # (B, 1, E): alike for all findings
         if self.use_region_features:
             seen = seen + self.region_attention(features, text_embeddings, attends)
-        cosine = (normalize(seen, dim=-1) * text_embeddings).sum(-1)
+        # under autocast these are bfloat16, whose steps would be larger than differences between cases
+        cosine = (normalize(seen.float(), dim=-1) * text_embeddings.float()).sum(-1)
         return self.log_logit_scale.exp() * cosine + self.logit_bias
 
     def embed_findings(self, embeddings: FindingEmbeddings, text_centre: Tensor | None = None) -> Tensor:
@@ -216,8 +225,8 @@ class MultiLabelClassifier(nn.Module):
     ) -> None:
         """Choose what the columns of `forward` are; None goes back to the label set's own findings.
 
-        A finding of the label set keeps its text embedding, offset and threshold. Any other is scored by its prompts
-        alone, with the mean of the trained soft prompts and of the offsets, and the threshold 0.5.
+        A finding of the label set keeps its text embedding, regions, offset and threshold. Any other is scored by its
+        prompts alone, with the mean of the trained soft prompts and of the offsets, and the threshold 0.5.
 
         Args:
             findings: of another label set, or of `vlm3d_ext.text.prompt_label_set.label_set_of_prompts`.
@@ -233,14 +242,16 @@ class MultiLabelClassifier(nn.Module):
         is_new = torch.tensor([row is None for row in rows], device=self.text_embeddings.device)
         taken = [row or 0 for row in rows]
         text, offsets, thresholds = self.text_embeddings[taken], self.offsets[taken], self.thresholds[taken]
+        attends = self.attends[taken]
         if is_new.any():
             new = [finding for finding, row in zip(findings, rows, strict=True) if row is None]
             text[is_new] = self._embed_new(new, text_encoder)
             offsets[is_new] = self.offsets.mean()
             thresholds[is_new] = 0.5
+            attends[is_new] = self._attended_tokens(new).to(attends.device)
         self._others = tuple(findings)
         self.register_buffer("_scored_text", text, persistent=False)
-        self.register_buffer("_scored_attends", self._attended_tokens(findings).to(text.device), persistent=False)
+        self.register_buffer("_scored_attends", attends, persistent=False)
         self.register_buffer("_scored_offsets", offsets, persistent=False)
         self.register_buffer("_scored_thresholds", thresholds, persistent=False)
 
