@@ -15,12 +15,16 @@ from torch.nn.functional import logsigmoid
 __all__ = ["AsymmetricLoss", "WeightedBinaryCrossEntropy"]
 
 
-def _mean_over_known(values: Tensor, labels: Tensor, trained: Tensor) -> Tensor:
-    """Return the mean over samples of the mean over known labels of trained findings; 0 for a sample without any."""
+def _known_entries(logits: Tensor, labels: Tensor, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits and targets that are 0 wherever a label is unknown or not trained, and where they are known."""
     known = ~torch.isnan(labels) & trained
-    # not a product: infinity times zero would be NaN
-    kept = torch.where(known, values, torch.zeros_like(values))
-    return (kept.sum(1) / known.sum(1).clamp_min(1)).mean()
+    # put aside before anything is computed: after it, the gradient of an infinite logit would be 0 times infinity
+    return torch.where(known, logits.float(), 0.0), torch.where(known, labels.float(), 0.0), known
+
+
+def _mean_over_known(values: Tensor, known: Tensor) -> Tensor:
+    """Return the mean over samples of the mean over known labels of trained findings; 0 for a sample without any."""
+    return (torch.where(known, values, 0.0).sum(1) / known.sum(1).clamp_min(1)).mean()
 
 
 class WeightedBinaryCrossEntropy(nn.Module):
@@ -32,7 +36,7 @@ class WeightedBinaryCrossEntropy(nn.Module):
             negative, in training would only learn a constant.
 
     Raises:
-        ValueError: if a weight is not positive, or none of the labels is to be trained.
+        ValueError: if a weight is not positive and finite, or none of the labels is to be trained.
     """
 
     weights: Tensor
@@ -41,16 +45,16 @@ class WeightedBinaryCrossEntropy(nn.Module):
     def __init__(self, positive_weights: Sequence[float], trained_findings: Sequence[bool] | None = None) -> None:
         super().__init__()
         weights = torch.tensor(list(positive_weights), dtype=torch.float32)
-        if not (weights > 0).all():
-            raise ValueError(f"positive_weights must be greater than 0, got {list(positive_weights)}.")
+        if not ((weights > 0) & weights.isfinite()).all():
+            raise ValueError(f"positive_weights must be greater than 0 and finite, got {list(positive_weights)}.")
         self.register_buffer("weights", weights)
         self.register_buffer("trained_findings", _as_mask(trained_findings, len(weights)))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of logits (B, L) against labels (B, L) of 1, 0 or NaN."""
-        logits, target = logits.float(), torch.nan_to_num(labels)
+        logits, target, known = _known_entries(logits, labels, self.trained_findings)
         loss = -(self.weights * target * logsigmoid(logits) + (1 - target) * logsigmoid(-logits))
-        return _mean_over_known(loss, labels, self.trained_findings)
+        return _mean_over_known(loss, known)
 
 
 class AsymmetricLoss(nn.Module):
@@ -92,16 +96,16 @@ class AsymmetricLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of logits (B, L) against labels (B, L) of 1, 0 or NaN."""
-        logits, target = logits.float(), torch.nan_to_num(labels)
-        probability = torch.sigmoid(logits)
-        positive = -((1 - probability) ** self.gamma_positive) * logsigmoid(logits)
+        logits, target, known = _known_entries(logits, labels, self.trained_findings)
+        log_probability, log_complement = logsigmoid(logits), logsigmoid(-logits)
+        # powers by their logarithms: at 0, that of an exponent below 1 has an infinite slope
+        positive = -torch.exp(self.gamma_positive * log_complement) * log_probability
         if self.margin:
-            shifted = (probability - self.margin).clamp_min(0)
-            log_negative = torch.log1p(-shifted)
+            shifted = (log_probability.exp() - self.margin).clamp_min(torch.finfo(torch.float32).tiny)
+            negative = -(shifted**self.gamma_negative) * torch.log1p(-shifted)
         else:
-            shifted, log_negative = probability, logsigmoid(-logits)
-        negative = -(shifted**self.gamma_negative) * log_negative
-        return _mean_over_known(target * positive + (1 - target) * negative, labels, self.trained_findings)
+            negative = -torch.exp(self.gamma_negative * log_probability) * log_complement
+        return _mean_over_known(target * positive + (1 - target) * negative, known)
 
 
 def _as_mask(trained_findings: Sequence[bool] | None, num_findings: int) -> Tensor:
