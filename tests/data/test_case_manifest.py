@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.prepared_release import make_prepared_release
-from vlm3d_ext.data.case_manifest import CaseManifest, ManifestError
+from vlm3d_ext.data.case_manifest import CaseManifest, ManifestError, with_and_without_mask
 
 
 def _case(volume_id, **changes):
@@ -143,3 +143,12 @@ def test_unknown_and_empty_splits(tmp_path, content):
         manifest.cases(["training", "valid"])
     with pytest.raises(ManifestError, match=r"no case in test \(the manifest has .*'training': 3"):
         manifest.cases("test")
+
+
+def test_cases_without_and_with_their_masks():
+    cases = [{"volume_id": name, "has_anatomical_mask": name != "b"} for name in "abc"]
+    both = with_and_without_mask(cases)
+    assert [(case["volume_id"], case["use_anatomical_mask"]) for case in both] == [
+        ("a", False), ("b", False), ("c", False), ("a", True), ("c", True)
+    ]  # fmt: skip
+    assert "use_anatomical_mask" not in cases[0]

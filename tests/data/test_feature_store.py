@@ -47,13 +47,13 @@ def test_another_origin_is_refused_and_what_differs_is_named(tmp_path):
 
 
 def test_opening_what_is_not_there(tmp_path):
-    with pytest.raises(FeatureStoreError, match=r"features\.json: no such file; extract features first"):
+    with pytest.raises(FeatureStoreError, match=r"features\.json: no such file; make features first with the encoder"):
         FeatureStore(tmp_path)
 
 
 def test_an_index_that_is_not_json(tmp_path):
     (tmp_path / "features.json").write_text("{")
-    with pytest.raises(FeatureStoreError, match=r"features\.json: not JSON.*extract again"):
+    with pytest.raises(FeatureStoreError, match=r"features\.json: not JSON.*; delete .* and make it again"):
         FeatureStore(tmp_path, ORIGIN)
 
 

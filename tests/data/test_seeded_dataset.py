@@ -2,7 +2,7 @@ import pytest
 from monai.transforms import Compose, Randomizable, Transform
 from torch.utils.data import DataLoader
 
-from vlm3d_ext.data.seeded_dataset import EpochIndex, SeededDataset, SeededSampler
+from vlm3d_ext.data.seeded_dataset import EpochIndex, SeededDataLoader, SeededDataset, SeededSampler
 
 
 class _Draw(Randomizable, Transform):
@@ -97,3 +97,42 @@ def test_without_shuffling_order_and_draws_are_the_same_in_every_epoch():
     for epoch in (0, 7):
         sampler.set_epoch(epoch)
         assert list(sampler) == [EpochIndex(0, index) for index in range(5)]
+
+
+def _epochs(loader, number=2):
+    """Return the order of the samples in each epoch, as MONAI's engines go through them."""
+    orders = []
+    for epoch in range(number):
+        loader.sampler.set_epoch(epoch)
+        orders.append([index for batch in loader for index in batch["index"].tolist()])
+    return orders
+
+
+def _numbered(size=10):
+    return SeededDataset([{"index": index} for index in range(size)], Compose([]))
+
+
+def test_a_training_loader_shuffles_by_seed_and_epoch():
+    first, second = _epochs(SeededDataLoader(_numbered(), 5, seed=3))
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    assert _epochs(SeededDataLoader(_numbered(), 2, seed=3, num_workers=1)) == [first, second]
+    assert _epochs(SeededDataLoader(_numbered(), 5, seed=4))[0] != first
+
+
+def test_a_training_loader_leaves_out_a_batch_that_is_not_full():
+    loader = SeededDataLoader(_numbered(), 4)
+    assert len(loader) == 2 and [len(order) for order in _epochs(loader)] == [8, 8]
+
+
+def test_a_validation_loader_keeps_the_order_and_every_case():
+    loader = SeededDataLoader(_numbered(), 4, shuffle=False)
+    assert len(loader) == 3 and _epochs(loader) == [list(range(10))] * 2
+
+
+def test_a_validation_loader_draws_the_same_in_every_epoch():
+    loader = SeededDataLoader(SeededDataset([{"drawn": ()}] * 3, Compose([_Draw()])), 3, shuffle=False)
+    draws = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        draws.append([batch["drawn"][0].tolist() for batch in loader])
+    assert draws[0] == draws[1]

@@ -47,3 +47,9 @@ def test_monai_calls_the_network_with_them():
     )
     evaluator.run()
     assert evaluator.state.output["pred"].flatten().tolist() == [532.0, 532.0]
+
+
+def test_another_entry_can_stand_in_the_images_place():
+    features, _, _, keywords = PrepareKeywordBatch(keys=["labels"], image_key="spacing_mm")(BATCH)
+    assert torch.equal(features, BATCH["spacing_mm"]) and list(keywords) == ["labels"]
+    assert list(PrepareKeywordBatch(image_key="spacing_mm")(BATCH)[3]) == ["image", "extra"]

@@ -1,10 +1,15 @@
 import torch
 
 from tests.prepared_release import make_prepared_release
-from vlm3d_ext.data.case_manifest import CaseManifest
+from vlm3d_ext.data.case_manifest import CaseManifest, with_and_without_mask
 from vlm3d_ext.data.seeded_dataset import EpochIndex, SeededDataset
 from vlm3d_ext.text.sentence_bank import SentenceBank
-from vlm3d_ext.transforms import LoadPreparedCased, encoder_pretraining_transforms, prepared_case_transforms
+from vlm3d_ext.transforms import (
+    LoadPreparedCased,
+    classification_transforms,
+    encoder_pretraining_transforms,
+    prepared_case_transforms,
+)
 
 
 def _pretraining(cases, **options):
@@ -50,3 +55,23 @@ def test_what_the_network_takes_can_be_put_into_batches(tmp_path):
     assert batch["has_anatomical_mask"].tolist() == [True, True, True, False, True]
     assert batch["sentence_mask"].any(1).tolist() == [True, True, True, True, False]
     assert batch["patch_mask"].sum(1).tolist() == [32] * 5  # half of 4 x 4 x 4 tokens
+
+
+def test_classification_draws_masks_and_intensities_by_the_seed(tmp_path):
+    cases = CaseManifest(make_prepared_release(tmp_path, (1, 1, 1))).cases("training")
+    datasets = [SeededDataset(cases, classification_transforms(0.5, 0.2), seed=1) for _ in range(2)]
+    first, second = ([dataset[EpochIndex(epoch, 0)] for epoch in range(12)] for dataset in datasets)
+    assert all(_same(one, other) for one, other in zip(first, second, strict=True))
+    assert {sample["use_anatomical_mask"].item() for sample in first} == {True, False}
+    assert len({sample["image"].sum().item() for sample in first}) > 3
+    assert set(first[0]) >= {"volume_id", "image", "labels", "anatomical_mask", "spacing_mm", "use_anatomical_mask"}
+    assert "report" not in first[0]
+
+
+def test_classification_without_augmentation_takes_the_case_and_what_it_says(tmp_path):
+    cases = CaseManifest(make_prepared_release(tmp_path, (4, 1, 1))).cases("training")
+    dataset = SeededDataset(with_and_without_mask(cases), classification_transforms())
+    samples = [dataset[EpochIndex(epoch, index)] for epoch in (0, 1) for index in range(7)]
+    assert [sample["use_anatomical_mask"].item() for sample in samples] == [*[False] * 4, *[True] * 3] * 2
+    assert torch.equal(samples[5]["image"], LoadPreparedCased()(cases[1])["image"])
+    torch.utils.data.default_collate(samples)

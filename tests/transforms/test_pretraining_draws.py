@@ -82,6 +82,16 @@ def test_a_mask_that_is_not_there_is_never_used():
     assert not transform({"has_anatomical_mask": torch.tensor(False)})["use_anatomical_mask"]
 
 
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_a_case_that_says_it_is_left_as_it_is(probability):
+    transform = RandUseAnatomicalMaskd(probability).set_random_state(0)
+    for says in (True, False):
+        sample = {"has_anatomical_mask": torch.tensor(True), "use_anatomical_mask": says}
+        assert transform(sample)["use_anatomical_mask"].item() is says
+    absent = {"has_anatomical_mask": torch.tensor(False), "use_anatomical_mask": True}
+    assert transform(absent)["use_anatomical_mask"].item() is False
+
+
 def test_true_sentences_are_the_reports_own_and_untrue_ones_never():
     bank = SentenceBank(REPORTS)
     transform = RandReportSentencesd(bank, num_true=2, num_untrue=9).set_random_state(0)

@@ -11,6 +11,8 @@ from .result_store import ResultStore, ResultStoreError
 
 __all__ = ["PredictionStore"]
 
+_VALUES = ("probability", "threshold", "prediction", "trained")
+
 
 class PredictionStore(ResultStore):
     """A `ResultStore` with ``classification.json`` (which checkpoint, which data) and ``<volume_id>.json`` per volume.
@@ -34,7 +36,15 @@ class PredictionStore(ResultStore):
         predictions: Sequence[int],
         trained: Sequence[bool],
     ) -> None:
-        """Store one volume's predictions."""
+        """Store one volume's predictions.
+
+        Raises:
+            ResultStoreError: if a finding is there twice.
+            ValueError: if there are not as many values as names.
+        """
+        repeated = [name for name in names if list(names).count(name) > 1]
+        if repeated:
+            raise ResultStoreError(f"{self.path(volume_id)}: the finding {repeated[0]!r} is there twice; rename one.")
         rows = zip(names, probabilities, thresholds, predictions, trained, strict=True)
         findings = {
             name: {
@@ -55,7 +65,8 @@ class PredictionStore(ResultStore):
         """
         path = self.path(volume_id)
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["findings"])
+            findings = dict(json.loads(path.read_text(encoding="utf-8"))["findings"])
+            return {name: {value: finding[value] for value in _VALUES} for name, finding in findings.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResultStoreError(f"{path}: no readable predictions ({error}); delete it and run again.") from None
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..data.atomic_files import write_bytes
 from ..data.challenge_classification import write_challenge_predictions
 from ..data.prediction_store import PredictionStore
+from ..data.result_store import ResultStoreError
 from ..metrics import rescale_to_half
 from ..text.label_set import load_label_set
 
@@ -32,12 +33,20 @@ def write_prediction_tables(store: PredictionStore) -> None:
 
     Args:
         store: with the predictions of all volumes.
+
+    Raises:
+        ResultStoreError: if a volume's file is not readable, or has other findings than the first; nothing is written.
     """
     volume_ids = store.volume_ids()
     if not volume_ids:
         return
     rows = [store.read(volume_id) for volume_id in volume_ids]
     names = list(rows[0])
+    for volume_id, row in zip(volume_ids, rows, strict=True):
+        if list(row) != names:
+            raise ResultStoreError(
+                f"{store.path(volume_id)}: its findings are not those of {volume_ids[0]}; delete it and run again."
+            )
     tables = store.folder / "tables"
     for table, column in (("probabilities", "probability"), ("predictions", "prediction")):
         values = [[row[name][column] for name in names] for row in rows]

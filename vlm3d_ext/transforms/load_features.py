@@ -34,7 +34,7 @@ class LoadFeaturesd(Randomizable, Transform):
         encoder_ckpt: the encoder that they must be of.
         fingerprint: of the manifest that they must be of.
         probability: of the features with masks, where both are there and the case has a mask.
-        in_memory: keep what was read; all features of 22,000 full-size volumes are 1.4 GB.
+        in_memory: keep what was read; one folder of 22,000 full-size volumes is 1.4 GB.
 
     Raises:
         FeatureStoreError: if a folder holds no features, those of another encoder or of other data, or, when a case is
@@ -55,7 +55,7 @@ class LoadFeaturesd(Randomizable, Transform):
         self.stores = {True: guided, False: unguided}
         self.probability = probability
         self.in_memory = in_memory
-        self._known: dict[tuple[bool, str], np.ndarray] = {}
+        self._known: dict[tuple[Path, str], np.ndarray] = {}
         for store in {id(store): store for store in self.stores.values()}.values():
             _check_origin(store, encoder_ckpt, fingerprint)
 
@@ -71,7 +71,7 @@ class LoadFeaturesd(Randomizable, Transform):
         }
 
     def _read(self, use_mask: bool, volume_id: str) -> np.ndarray:
-        key = (use_mask, volume_id)
+        key = (self.stores[use_mask].folder, volume_id)
         if key in self._known:
             return self._known[key]
         arrays = self.stores[use_mask].read(volume_id)
