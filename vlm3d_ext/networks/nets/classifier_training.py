@@ -25,7 +25,8 @@ class ClassifierTraining(nn.Module):
         network: what the checkpoint will hold.
         text_encoder: frozen; its weights are in no state dict.
         loss: of logits (B, L) and labels (B, L), such as `vlm3d_ext.losses.WeightedBinaryCrossEntropy`.
-        train_encoder: whether the encoder is fine-tuned; frozen, it also stays in evaluation mode.
+        train_encoder: whether the encoder is fine-tuned, but for its mask token and region classifier, which learn
+            in pre-training only; frozen, it also stays in evaluation mode.
     """
 
     def __init__(
@@ -40,7 +41,11 @@ class ClassifierTraining(nn.Module):
         self.text_encoder = text_encoder
         self.loss = loss
         self.train_encoder = train_encoder
-        self.network.encoder.requires_grad_(train_encoder)
+        encoder = self.network.encoder
+        encoder.requires_grad_(train_encoder)
+        # only pre-training reaches these, and data-parallel training waits for the gradient of each trainable weight
+        encoder.mask_token.requires_grad_(False)
+        encoder.region_classifier.requires_grad_(False)
         self._cached_state: list[int] | None = None
 
     def train(self, mode: bool = True) -> ClassifierTraining:
