@@ -73,7 +73,7 @@ class CheckpointWeights:
             try:
                 check.load_state_dict(content[key])
             except ValueError as error:
-                raise ValueError(f"{self.checkpoint}: {error}") from error
+                raise ValueError(f"{self.checkpoint}: {error}") from None
         for key, module in self.objects.items():
             load_upstream_weights(
                 module, self.checkpoint, key=key, parameter_name=self.parameter_name, command=self.command
