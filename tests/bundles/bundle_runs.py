@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from vlm3d_ext.text.label_set import load_label_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLES = REPOSITORY / "bundles"
@@ -123,9 +127,36 @@ def assert_same_weights(first: Path, second: Path) -> None:
         assert torch.equal(value, other[name]), name
 
 
-def assert_same_curve(run_dir: Path, other: Path, relative: float = 1e-4) -> None:
-    """Check that two trainings' histories differ by no more than what the order of additions makes."""
+def assert_same_curve(
+    run_dir: Path, other: Path, relative: float = 1e-4, validation: Sequence[str] | None = None
+) -> None:
+    """Check that two trainings' histories differ by no more than what the order of additions makes.
+
+    `validation` names the validation metrics to compare; None takes all.
+    """
     for one, two in zip(history(run_dir), history(other), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=relative / 10)
         assert two["losses"] == pytest.approx(one["losses"], rel=relative)
-        assert two["validation"] == pytest.approx(one["validation"], rel=relative)
+        metrics = list(one["validation"]) if validation is None else validation
+        expected = {name: one["validation"][name] for name in metrics}
+        assert {name: two["validation"][name] for name in metrics} == pytest.approx(expected, rel=relative)
+
+
+def write_labels_csv(
+    path: Path,
+    cases: Sequence[Mapping[str, Any]],
+    label_set: str = "ct_rate_18",
+    renamed: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the labels of cases as CT-RATE does, unknown as an empty cell; returns the path.
+
+    `renamed` gives another name to some columns.
+    """
+    names = load_label_set(label_set).names
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["VolumeName", *((renamed or {}).get(name, name) for name in names)])
+        for case in cases:
+            labels = ["" if math.isnan(label) else int(label) for label in case["labels"]]
+            writer.writerow([f"{case['volume_id']}.nii.gz", *labels])
+    return path

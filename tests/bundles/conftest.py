@@ -1,9 +1,10 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from monai.bundle import run
 
-from tests.bundles.bundle_runs import TINY_CLASSIFIER, TINY_TRAINING, config_files
+from tests.bundles.bundle_runs import TINY_CLASSIFIER, TINY_NETWORK, TINY_TRAINING, config_files
 from tests.prepared_release import make_prepared_release
 from tests.tiny_text_model import make_tiny_text_model
 
@@ -32,9 +33,47 @@ def text_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def classification_run(prepared, encoder_run, text_model) -> Path:
-    """Run folder of a tiny classifier, beside that of its encoder."""
+def training_options(prepared, encoder_run, text_model) -> Callable[..., dict]:
+    """Options of a tiny training of the classifier, and of its evaluation, in a run folder."""
+
+    def options(run_dir: Path, **further) -> dict:
+        return {
+            **TINY_TRAINING,
+            **TINY_CLASSIFIER,
+            "dataset_dir": str(prepared),
+            "run_dir": str(run_dir),
+            "encoder_ckpt": str(encoder_run / "models" / "model.pt"),
+            "text_model": str(text_model),
+            **further,
+        }
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def classification_run(encoder_run, training_options) -> Path:
+    """Run folder of a tiny classifier, beside that of its encoder, where its config looks for it."""
     run_dir = encoder_run.parent / "classification"
-    options = {**TINY_TRAINING, **TINY_CLASSIFIER, "epochs": 6, "text_model": str(text_model)}
-    run(config_file=config_files("classification/train"), dataset_dir=str(prepared), run_dir=str(run_dir), **options)
+    options = training_options(run_dir, epochs=6)
+    del options["encoder_ckpt"]
+    run(config_file=config_files("classification/train"), **options)
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def inference_options(prepared, classification_run) -> Callable[..., dict]:
+    """Options of inference with that classifier, without any text encoder, into a folder."""
+
+    def options(output_dir: Path, **further) -> dict:
+        return {
+            **TINY_NETWORK,
+            **TINY_CLASSIFIER,
+            "dataset_dir": str(prepared),
+            "run_dir": str(classification_run),
+            "output_dir": str(output_dir),
+            "text_model": "no/such/folder",
+            "num_workers": 0,
+            **further,
+        }
+
+    return options
