@@ -136,7 +136,7 @@ def test_features_of_another_encoder_are_refused(folders, encoder_ckpt, which, t
 def test_features_of_other_data_are_refused(folders, encoder_ckpt, which, tmp_path):
     chosen = list(folders)
     chosen[which] = make_features(tmp_path / "other", encoder_ckpt, 0, fingerprint="e" * 64)
-    with pytest.raises(FeatureStoreError, match="are of other data than this manifest .fingerprint eeeeeeeeeeee, exp"):
+    with pytest.raises(FeatureStoreError, match=r"of other data than this manifest \(fingerprint eeeeeeeeeeee, exp"):
         LoadFeaturesd(chosen[0], encoder_ckpt, FINGERPRINT, chosen[1])
 
 

@@ -34,4 +34,6 @@ class ClassifierCalibrator:
         calibration = fit_calibration(self.scores.logits, self.scores.labels)
         self.classifier.temperature.fill_(calibration.temperature)
         self.classifier.offsets.copy_(torch.from_numpy(calibration.offsets))
-        self.classifier.thresholds.copy_(torch.from_numpy(calibration.thresholds))
+        # in float32 a threshold just below 1 would become 1, which nothing can reach or be rescaled to
+        thresholds = torch.from_numpy(calibration.thresholds).clamp(max=1 - torch.finfo(torch.float32).eps)
+        self.classifier.thresholds.copy_(thresholds)
