@@ -224,7 +224,7 @@ def test_a_text_encoder_of_another_width_is_refused(text_encoder):
 
 def test_the_text_encoder_is_noted(text_encoder):
     classifier = make_classifier(text_encoder)
-    assert bytes(classifier.text_encoder_sha256.tolist()).hex() == text_encoder.weights_sha256
+    assert bytes(classifier.text_encoder_sha256.tolist()).hex() == text_encoder.embeddings_sha256
 
 
 def test_the_state_dict_holds_no_text_encoder_and_makes_the_same_classifier(text_encoder, tmp_path):
@@ -387,7 +387,7 @@ def test_findings_of_another_label_set(text_encoder):
 def test_another_text_encoder_is_refused(text_encoder, other_text_encoder):
     classifier = make_classifier(text_encoder)
     new = label_set_of_prompts({"Cyst": "A cyst is seen."}).findings
-    message = f"SHA-256 {other_text_encoder.weights_sha256[:12]}, expected {text_encoder.weights_sha256[:12]}"
+    message = f"pooling {other_text_encoder.embeddings_sha256[:12]}, expected {text_encoder.embeddings_sha256[:12]}"
     with pytest.raises(ValueError, match=message):
         classifier.score_findings(new, other_text_encoder)
     classifier.score_findings(CT_RATE.findings[:3], other_text_encoder)  # it is not asked

@@ -270,9 +270,13 @@ def test_digest_of_weights_sees_every_change_and_no_order():
 def test_digest_of_an_encoder_changes_with_one_weight(folders):
     encoder, same = PromptedTextEncoder(folders["bert"]), PromptedTextEncoder(folders["bert"])
     assert encoder.weights_sha256 == same.weights_sha256
+    assert encoder.embeddings_sha256 == same.embeddings_sha256
+    first = PromptedTextEncoder(folders["bert"], pooling="cls")
+    assert first.weights_sha256 == encoder.weights_sha256 and first.embeddings_sha256 != encoder.embeddings_sha256
     with torch.no_grad():
         same._held[0].get_input_embeddings().weight[5, 3] += 1e-3
     assert encoder.weights_sha256 != same.weights_sha256
+    assert encoder.embeddings_sha256 != same.embeddings_sha256
 
 
 @pytest.mark.parametrize(

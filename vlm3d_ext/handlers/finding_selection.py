@@ -26,6 +26,11 @@ class FindingSelection:
         prompts: further findings, name -> a sentence that says it is present, or more (see
             `vlm3d_ext.text.prompt_label_set.label_set_of_prompts`).
         text_model: name or folder of the text encoder of the training.
+        text_pooling: how the text encoder pools, as in training.
+
+    Raises:
+        ValueError: if a prompt is named like a finding of the label set or of the classifier, which would be scored in
+            its place.
     """
 
     def __init__(
@@ -34,18 +39,21 @@ class FindingSelection:
         label_set: LabelSet | str,
         prompts: Mapping[str, Any] | None = None,
         text_model: str | None = None,
+        text_pooling: str = "mean",
     ) -> None:
         self.classifier = classifier
         self.label_set = label_set if isinstance(label_set, LabelSet) else load_label_set(label_set)
         prompted = label_set_of_prompts(prompts).findings if prompts else ()
-        keys = {finding.key for finding in self.label_set.findings}
-        repeated = [finding.name for finding in prompted if finding.key in keys]
-        if repeated:
-            raise ValueError(
-                f"prompts: {', '.join(repeated)} is a finding of {self.label_set.name} already; give it another name."
-            )
+        for known in (self.label_set, classifier.label_set):
+            taken = {*known.keys, *known.names}
+            repeated = [finding.name for finding in prompted if finding.key in taken or finding.name in taken]
+            if repeated:
+                raise ValueError(
+                    f"prompts: {', '.join(repeated)} is a finding of {known.name} already; give it another name."
+                )
         self.findings: tuple[Finding, ...] = (*self.label_set.findings, *prompted)
         self.text_model = text_model
+        self.text_pooling = text_pooling
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
@@ -59,7 +67,8 @@ class FindingSelection:
         if self.text_model is not None and any(finding.key not in own for finding in self.findings):
             from ..networks.blocks.prompted_text_encoder import PromptedTextEncoder  # transformers, for prompts only
 
-            text_encoder = PromptedTextEncoder(self.text_model).to(classifier.text_embeddings.device)
+            text_encoder = PromptedTextEncoder(self.text_model, self.text_pooling)
+            text_encoder.to(classifier.text_embeddings.device)
         classifier.score_findings(self.findings, text_encoder)
         pairs = zip(classifier.scored_findings, classifier.scored_is_trained, strict=True)
         untrained = [finding.name for finding, is_trained in pairs if not is_trained]

@@ -94,6 +94,11 @@ class PromptedTextEncoder(nn.Module):
         return state_dict_sha256(self._held[0].state_dict())
 
     @property
+    def embeddings_sha256(self) -> str:
+        """SHA-256 of all that makes two text encoders embed alike: the weights as they are now, and the pooling."""
+        return hashlib.sha256(f"{self.weights_sha256} {self.pooling}".encode()).hexdigest()
+
+    @property
     def num_parameters(self) -> int:
         """Number of frozen weights."""
         return sum(parameter.numel() for parameter in self._held[0].parameters())

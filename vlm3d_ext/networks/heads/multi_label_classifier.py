@@ -215,9 +215,9 @@ class MultiLabelClassifier(nn.Module):
         self.text_centre.copy_(centre)
 
     def set_text_encoder(self, text_encoder: PromptedTextEncoder) -> None:
-        """Note which text encoder this classifier is trained with, by its weights' SHA-256."""
+        """Note which text encoder this classifier is trained with, by the SHA-256 of its weights and pooling."""
         self._check_width(text_encoder)
-        self.text_encoder_sha256.copy_(torch.tensor(list(bytes.fromhex(text_encoder.weights_sha256))))
+        self.text_encoder_sha256.copy_(torch.tensor(list(bytes.fromhex(text_encoder.embeddings_sha256))))
 
     @torch.no_grad()
     def score_findings(
@@ -267,10 +267,11 @@ class MultiLabelClassifier(nn.Module):
                 "training; name it with --text_model."
             )
         self._check_width(text_encoder)
-        if bytes(self.text_encoder_sha256.tolist()).hex() != text_encoder.weights_sha256:
+        given, expected = text_encoder.embeddings_sha256, bytes(self.text_encoder_sha256.tolist()).hex()
+        if given != expected:
             raise ValueError(
-                f"text encoder {text_encoder.name} is not the one that the classifier was trained with (SHA-256 "
-                f"{text_encoder.weights_sha256[:12]}, expected {bytes(self.text_encoder_sha256.tolist()).hex()[:12]}); "
+                f"text encoder {text_encoder.name} with {text_encoder.pooling} pooling is not the one that the "
+                f"classifier was trained with (SHA-256 of weights and pooling {given[:12]}, expected {expected[:12]}); "
                 "name that one with --text_model."
             )
         soft = self.soft_prompts[self.trained_findings] if self.trained_findings.any() else self.soft_prompts
