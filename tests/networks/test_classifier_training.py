@@ -203,3 +203,41 @@ def test_what_is_exported_gives_the_probabilities_of_the_same_weights(text_folde
     assert exported.state_dict().keys() == network.state_dict().keys()
     image, _, _ = make_batch()
     assert torch.equal(exported(image), network(image)["probabilities"])
+
+
+def test_mixup_mixes_features_and_labels_of_the_same_pairs(text_folder):
+    """With labels that are a linear function of the features, they still are after mixing; unknown stays unknown."""
+    training = make_training(text_folder, FeatureClassifierTraining, mixup_alpha=1.0).train()
+    features, _ = make_features(batch=64)
+    labels = features[:, 0, :18].clone()  # any numbers serve
+    mixed, mixed_labels = training._mix(features, labels)
+    torch.testing.assert_close(mixed_labels, mixed[:, 0, :18])
+    assert not torch.equal(mixed, features) and mixed.std() < features.std()
+
+    labels[::2, 3] = float("nan")
+    torch.manual_seed(5)
+    partner = torch.randperm(64)
+    torch.manual_seed(5)
+    unknown = torch.isnan(training._mix(features, labels)[1])
+    assert torch.equal(unknown[:, 3], torch.isnan(labels[:, 3]) | torch.isnan(labels[partner, 3]))
+    assert not unknown[:, :3].any() and not unknown[:, 4:].any()
+
+
+def test_mixup_is_for_training_only(text_folder):
+    mixing, plain = (make_training(text_folder, FeatureClassifierTraining, mixup_alpha=a) for a in (1.0, 0.0))
+    features, labels = make_features(batch=8)
+    with torch.no_grad():
+        assert torch.equal(mixing.eval()(features, labels)["logits"], plain.eval()(features, labels)["logits"])
+        assert not torch.equal(mixing.train()(features, labels)["labels"], labels)
+        assert torch.equal(plain.train()(features, labels)["labels"], labels)
+    with pytest.raises(ValueError, match="mixup_alpha must be at least 0, got -1"):
+        make_training(text_folder, mixup_alpha=-1.0)
+
+
+def test_soft_prompts_are_scaled_to_the_words_they_stand_among(text_folder):
+    training = make_training(text_folder)
+    classifier, before = training.network.classifier, training.network.classifier.soft_prompts.detach().clone()
+    classifier.scale_soft_prompts(training.text_encoder)
+    words = training.text_encoder._held[0].get_input_embeddings().weight
+    torch.testing.assert_close(classifier.soft_prompts.std(), words.std())
+    torch.testing.assert_close(classifier.soft_prompts / words.std(), before / before.std())

@@ -250,7 +250,7 @@ def test_trainable_parameters_at_full_size():
     """About one million: two projectors, the soft prompts, the attention to regions, scale and bias."""
     counts = {name: parameter.numel() for name, parameter in MultiLabelClassifier().named_parameters()}
     assert counts == {
-        "soft_prompts": 18 * 4 * 768,
+        "soft_prompts": 18 * 8 * 768,
         "log_logit_scale": 1,
         "logit_bias": 1,
         "vision_projector.weight": 768 * 512,

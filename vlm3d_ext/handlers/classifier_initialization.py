@@ -17,7 +17,7 @@ __all__ = ["ClassifierInitialization"]
 
 
 class ClassifierInitialization:
-    """Fits the whitening of the features, and notes which findings are trained and with which text encoder.
+    """Fits the whitening, scales the soft prompts, notes which findings are trained and with which text encoder.
 
     Goes to the trainer after the handler that loads the encoder. One pass over the training cases is made without
     gradients; every rank sees its share, and all get the same statistics.
@@ -50,6 +50,7 @@ class ClassifierInitialization:
         """Look at the training cases."""
         classifier = self.training.network.classifier
         classifier.set_text_encoder(self.training.text_encoder)
+        classifier.scale_soft_prompts(self.training.text_encoder)
         classifier.trained_findings.copy_(torch.tensor(self.trained_findings))
         whitening = classifier.whitening
         moments = FeatureMoments(*whitening.mean.shape)

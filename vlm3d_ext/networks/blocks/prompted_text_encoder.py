@@ -104,6 +104,11 @@ class PromptedTextEncoder(nn.Module):
         return sum(parameter.numel() for parameter in self._held[0].parameters())
 
     @property
+    def word_embedding_deviation(self) -> float:
+        """Standard deviation of the elements of the word embeddings."""
+        return float(self._held[0].get_input_embeddings().weight.float().std())
+
+    @property
     def device(self) -> torch.device:
         """Where the text model is."""
         return self._held[0].get_input_embeddings().weight.device

@@ -82,12 +82,12 @@ class MultiLabelClassifier(nn.Module):
         hidden_size: int = 768,
         text_hidden_size: int = 768,
         projection_dim: int = 512,
-        num_soft_tokens: int = 4,
+        num_soft_tokens: int = 8,
         use_region_features: bool = True,
         use_negative_prompts: bool = True,
         num_attention_heads: int = 4,
         attention_head_dim: int = 24,
-        dropout: float = 0.4,
+        dropout: float = 0.1,
         whitening_shrinkage: float = 0.1,
         initial_logit_scale: float = 10.0,
         num_regions: int = NUM_REGIONS,
@@ -213,6 +213,14 @@ class MultiLabelClassifier(nn.Module):
         text_embeddings, centre = self.embed_own_findings(text_encoder)
         self.text_embeddings.copy_(text_embeddings)
         self.text_centre.copy_(centre)
+
+    @torch.no_grad()
+    def scale_soft_prompts(self, text_encoder: PromptedTextEncoder) -> None:
+        """Bring the random soft prompts to the size of the text encoder's words, before they are trained.
+
+        Much smaller, they would be lost among the words they stand between, and learn slowly.
+        """
+        self.soft_prompts.mul_(text_encoder.word_embedding_deviation / self.soft_prompts.std())
 
     def set_text_encoder(self, text_encoder: PromptedTextEncoder) -> None:
         """Note which text encoder this classifier is trained with, by the SHA-256 of its weights and pooling."""

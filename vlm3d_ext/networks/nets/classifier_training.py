@@ -27,6 +27,12 @@ class ClassifierTraining(nn.Module):
         loss: of logits (B, L) and labels (B, L), such as `vlm3d_ext.losses.WeightedBinaryCrossEntropy`.
         train_encoder: whether the encoder is fine-tuned, but for its mask token and region classifier, which learn
             in pre-training only; frozen, it also stays in evaluation mode.
+        mixup_alpha: while training, cases are mixed in pairs, features and labels alike, with a share drawn from
+            Beta(alpha, alpha) (manifold mixup, Verma et al., ICML 2019, equation 1). It holds back overfitting where
+            cases are few; a mixed label is unknown where one of both is. 0 mixes nothing.
+
+    Raises:
+        ValueError: if `mixup_alpha` is negative.
     """
 
     def __init__(
@@ -35,8 +41,12 @@ class ClassifierTraining(nn.Module):
         text_encoder: PromptedTextEncoder,
         loss: Callable[[Tensor, Tensor], Tensor],
         train_encoder: bool = False,
+        mixup_alpha: float = 0.0,
     ) -> None:
         super().__init__()
+        if mixup_alpha < 0:
+            raise ValueError(f"mixup_alpha must be at least 0, got {mixup_alpha}.")
+        self.mixup_alpha = mixup_alpha
         self.network = network
         self.text_encoder = text_encoder
         self.loss = loss
@@ -82,11 +92,20 @@ class ClassifierTraining(nn.Module):
     def _classify(self, features: Tensor, labels: Tensor) -> dict[str, Any]:
         classifier = self.network.classifier
         if self.training:
+            if self.mixup_alpha > 0:
+                features, labels = self._mix(features, labels)
             output = classifier(features, classifier.embed_own_findings(self.text_encoder)[0])
         else:
             self.refresh_text_embeddings()
             output = classifier(features)
         return {**output, "labels": labels, "losses": {"classification": self.loss(output["logits"], labels)}}
+
+    def _mix(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        partner = torch.randperm(len(features), device=features.device)
+        alpha = torch.full((len(features), 1), self.mixup_alpha, device=features.device)
+        share = torch.distributions.Beta(alpha, alpha).sample()
+        mixed = share[..., None] * features + (1 - share[..., None]) * features[partner]
+        return mixed, share * labels + (1 - share) * labels[partner]  # NaN plus anything is NaN
 
     def refresh_text_embeddings(self) -> None:
         """Compute the cached text embeddings, unless they are of the weights as they are now."""
