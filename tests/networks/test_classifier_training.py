@@ -139,14 +139,19 @@ def test_text_embeddings_are_computed_once_for_each_state_of_the_weights(text_fo
 
 
 @pytest.mark.parametrize("changed", ["soft_prompts", "text_projector.weight", "text_projector.bias"])
-def test_text_embeddings_follow_weights_that_are_loaded(text_folder, changed):
+@pytest.mark.parametrize("by", ["loading", "changing one"])
+def test_text_embeddings_follow_weights_that_are_changed(text_folder, changed, by):
     training = make_training(text_folder, FeatureClassifierTraining).eval()
     classifier = training.network.classifier
     features, labels = make_features()
     training(features, labels)
     state = {name: value.clone() for name, value in classifier.state_dict().items()}
     state[changed] += 0.5 * torch.randn(state[changed].shape, generator=torch.Generator().manual_seed(3))
-    classifier.load_state_dict(state)
+    if by == "loading":
+        classifier.load_state_dict(state)
+    else:
+        with torch.no_grad():
+            classifier.get_parameter(changed).copy_(state[changed])
     output = training(features, labels)
     live = classifier(features, classifier.embed_own_findings(training.text_encoder)[0])
     assert torch.equal(output["logits"], live["logits"])

@@ -46,7 +46,7 @@ def make_classifier(text_encoder=None, seed=0, **options):
     num_findings = classifier.label_set.num_findings
     classifier.trained_findings[:] = torch.arange(num_findings) % 5 != 4
     classifier.temperature.fill_(1.7)
-    classifier.offsets.copy_(torch.linspace(-1, 1, num_findings))
+    classifier.offsets.copy_(torch.linspace(-1, 2, num_findings))
     classifier.thresholds.copy_(torch.linspace(0.2, 0.8, num_findings))
     if text_encoder is not None:
         classifier.set_text_encoder(text_encoder)
@@ -89,7 +89,7 @@ def test_what_is_seen_of_regions_is_added_before_the_cosine():
 def test_probabilities_and_predictions_are_calibrated(text_encoder):
     classifier, features = make_classifier(text_encoder), make_features(20)
     output = classifier(features)
-    by_hand = 1 / (1 + torch.exp(-(output["logits"] / 1.7 + torch.linspace(-1, 1, 18))))
+    by_hand = 1 / (1 + torch.exp(-(output["logits"] / 1.7 + torch.linspace(-1, 2, 18))))
     torch.testing.assert_close(output["probabilities"], by_hand)
     assert output["predictions"].dtype == torch.int64
     assert torch.equal(output["predictions"], (output["probabilities"] >= torch.linspace(0.2, 0.8, 18)).long())
@@ -181,6 +181,9 @@ def test_cached_text_embeddings_give_the_logits_of_the_live_text_encoder(text_en
     for name, value in classifier(features).items():
         assert torch.equal(value, live[name])
     torch.testing.assert_close(classifier.text_embeddings.norm(dim=1), torch.ones(18))
+    with torch.no_grad():
+        embedded = text_encoder.embed_findings(CT_RATE.findings, classifier.soft_prompts)
+    torch.testing.assert_close(classifier.text_centre, embedded.negative.mean(0))
 
 
 def test_text_embeddings_are_projected_differences_of_unit_length():
