@@ -166,7 +166,8 @@ class MultiLabelClassifier(nn.Module):
     def _similarity(self, features: Tensor, text_embeddings: Tensor, attends: Tensor) -> Tensor:
         channels = self.vision_projector.in_features
         # fewer than the statistics' would be repeated without a word
-        if features.shape[1] < self.num_tokens or features.shape[2] != channels:
+        fits = torch.jit.is_tracing() or (features.shape[1] >= self.num_tokens and features.shape[2] == channels)
+        if not fits:
             raise ValueError(f"features must be (B, {self.num_tokens}, {channels}), got {tuple(features.shape)}.")
         features = self.whitening(features[:, : self.num_tokens].float())
         features = dropout(features, self.dropout, self.training)
