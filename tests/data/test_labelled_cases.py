@@ -243,6 +243,15 @@ def test_a_set_of_ones_own_is_recognised_by_the_manifests_name(tmp_path, content
     assert labelled.cases("test")[0]["labels"] == [1.0] and labelled.finding_regions() == [[]]
 
 
+def test_only_findings_with_both_answers_can_be_trained(tmp_path, content):
+    labelled = LabelledCases(manifest_of(tmp_path, content))
+    trainable = [name for name, both in zip(labelled.names, labelled.trainable_findings(), strict=True) if both]
+    assert trainable == ["Lung nodule", "Lung opacity", "Pleural effusion"]
+    content["training"] = [make_case("train_4_a", [])]
+    with pytest.raises(ManifestError, match=r"manifest.json: no finding of ct_rate_18 has both .* --labels_csv"):
+        LabelledCases(manifest_of(tmp_path, content)).trainable_findings()
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real CT-RATE tables are not beside the repository")
 def test_real_ct_rate_rows_label_the_scans_that_they_are_of(tmp_path, content):
     table = read_label_csv(REAL / "text_classifier_val_labels.head120.csv", "ct_rate_18")

@@ -79,6 +79,13 @@ def test_ranks_get_equal_numbers_also_where_they_cannot_share_evenly(monkeypatch
     assert few == [[EpochIndex(0, 0)]] * 4
 
 
+def test_no_case_is_validated_twice(monkeypatch):
+    ranks = _ranks(monkeypatch, 3, _dataset(10), shuffle=False)
+    assert [[key.index for key in rank] for rank in ranks] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    few = _ranks(monkeypatch, 4, _dataset(3), shuffle=False)  # a rank without any case could not run
+    assert [len(rank) for rank in few] == [1, 1, 1, 1]
+
+
 def test_the_epoch_changes_the_order_and_the_seed_too():
     dataset = _dataset(20)
     sampler = SeededSampler(dataset)

@@ -118,9 +118,19 @@ class LabelledCases:
         return np.clip(ratios, 1 / max_weight, max_weight).tolist()
 
     def trainable_findings(self) -> list[bool]:
-        """Return for each finding whether training holds both a positive and a negative; others can learn nothing."""
+        """Return for each finding whether training holds both a positive and a negative; others can learn nothing.
+
+        Raises:
+            ManifestError: if that is so of none.
+        """
         positives, negatives = _count(self._labels["training"])
-        return ((positives > 0) & (negatives > 0)).tolist()
+        trainable = (positives > 0) & (negatives > 0)
+        if not trainable.any():
+            raise ManifestError(
+                f"{self.manifest.path}: no finding of {self.label_set.name} has both a positive and a negative among the "
+                "training cases, so there is nothing to train; look at the label table, or give one with --labels_csv."
+            )
+        return trainable.tolist()
 
     def training_prevalence(self) -> list[float]:
         """Return positives / known training labels for each finding; NaN where none is known."""

@@ -59,9 +59,13 @@ class SeededSampler(DistributedSampler):
     the epoch. Consecutive samples go to different ranks, so batches of n on k ranks hold together the very samples that
     one batch of n · k holds on one rank.
 
+    While training, ranks get equal numbers, for which a few samples are repeated where the ranks cannot share evenly:
+    they step together. In validation no sample is repeated, since it would count twice in a mean; the numbers may then
+    differ by one, unless there are fewer samples than ranks.
+
     Args:
         dataset: what to sample from.
-        shuffle: False also keeps the epoch at 0, so that validation draws the same every time.
+        shuffle: False for validation; it also keeps the epoch at 0, so that validation draws the same every time.
         seed: of the whole run.
     """
 
@@ -73,9 +77,17 @@ class SeededSampler(DistributedSampler):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         size = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(size, generator=generator).tolist() if self.shuffle else list(range(size))
-        order = (order * (self.total_size // max(size, 1) + 1))[: self.total_size]  # ranks get equal numbers
+        if self._repeats():
+            order = (order * (self.total_size // max(size, 1) + 1))[: self.total_size]
         epoch = self.epoch if self.shuffle else 0
         return iter([EpochIndex(epoch, index) for index in order[self.rank :: self.num_replicas]])
+
+    def __len__(self) -> int:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        return self.num_samples if self._repeats() else len(range(self.rank, size, self.num_replicas))
+
+    def _repeats(self) -> bool:
+        return self.shuffle or len(self.dataset) < self.num_replicas  # type: ignore[arg-type]
 
 
 class SeededDataLoader(DataLoader):
