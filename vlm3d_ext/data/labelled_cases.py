@@ -127,8 +127,8 @@ class LabelledCases:
         trainable = (positives > 0) & (negatives > 0)
         if not trainable.any():
             raise ManifestError(
-                f"{self.manifest.path}: no finding of {self.label_set.name} has both a positive and a negative among the "
-                "training cases, so there is nothing to train; look at the label table, or give one with --labels_csv."
+                f"{self.manifest.path}: no finding of {self.label_set.name} has both a positive and a negative among "
+                "the training cases, so nothing can be trained; look at the labels, or give others with --labels_csv."
             )
         return trainable.tolist()
 
