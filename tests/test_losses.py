@@ -15,18 +15,29 @@ def test_reconstruction_loss_by_hand():
 
 
 def test_region_share_loss_by_hand():
-    logits = torch.zeros(2, 1, 4)
-    shares = torch.tensor([[[0.5, 0.5, 0, 0]], [[1.0, 0, 0, 0]]])
-    both = region_share_loss(logits, shares, torch.tensor([True, True]))
+    logits = torch.zeros(2, 1, 1, 4, 1)
+    counts = torch.tensor([[0.5, 0.5, 0, 0], [1.0, 0, 0, 0]]).view(2, 1, 1, 4, 1)
+    both = region_share_loss(logits, counts, torch.tensor([True, True]))
     assert both.item() == pytest.approx(math.log(4))
-    assert region_share_loss(logits, shares, torch.tensor([True, False])).item() == pytest.approx(math.log(4) / 2)
+    assert region_share_loss(logits, counts, torch.tensor([True, False])).item() == pytest.approx(math.log(4) / 2)
+
+
+def test_region_share_loss_asks_for_the_region_of_each_intensity_bin():
+    """A quarter of the voxels is dark and of region 0, the rest bright: half of all of region 1, a quarter of 0."""
+    counts = torch.tensor([[0.25, 0.25], [0.0, 0.5]]).view(1, 1, 1, 2, 2)
+    probs = torch.tensor([[0.9, 0.4], [0.1, 0.6]]).view(1, 1, 1, 2, 2)
+    expected = -(0.25 * math.log(0.9) + 0.25 * math.log(0.4) + 0.5 * math.log(0.6))
+    loss = region_share_loss(probs.log() + 3.0, counts, torch.tensor([True]))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    channels = [tensor.expand(1, 1, 2, 2, 2) for tensor in (probs.log(), counts)]
+    assert region_share_loss(*channels, torch.tensor([True])).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_region_share_loss_leaves_padding_out():
-    logits = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
-    shares = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    logits = torch.tensor([[0.0, 0.0], [50.0, 0.0]]).view(1, 2, 1, 2, 1)
+    counts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2, 1)
     real = torch.tensor([[True, False]])
-    assert region_share_loss(logits, shares, torch.tensor([True]), real).item() == pytest.approx(math.log(2))
+    assert region_share_loss(logits, counts, torch.tensor([True]), real).item() == pytest.approx(math.log(2))
 
 
 def test_alignment_loss_by_hand():
@@ -42,7 +53,8 @@ def test_losses_of_halves_average_to_the_loss_of_the_whole():
     torch.manual_seed(0)
     reconstruction, patches = torch.rand(2, 4, 5, 3)
     hidden = torch.rand(4, 5) < 0.4
-    logits, shares = torch.randn(4, 5, 21), torch.rand(4, 5, 21).softmax(-1)
+    logits = torch.randn(4, 5, 2, 21, 8)
+    counts = torch.rand(4, 5, 2, 21 * 8).softmax(-1).unflatten(-1, (21, 8))
     has_mask = torch.tensor([True, False, False, False])
     sentences, is_true, present = torch.randn(4, 6), torch.rand(4, 6) < 0.3, torch.rand(4, 6) < 0.5
 
@@ -50,7 +62,7 @@ def test_losses_of_halves_average_to_the_loss_of_the_whole():
         return torch.stack(
             [
                 masked_reconstruction_loss(reconstruction[rows], patches[rows], hidden[rows]),
-                region_share_loss(logits[rows], shares[rows], has_mask[rows]),
+                region_share_loss(logits[rows], counts[rows], has_mask[rows]),
                 sentence_alignment_loss(sentences[rows], is_true[rows], present[rows]),
             ]
         )

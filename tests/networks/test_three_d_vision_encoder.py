@@ -85,6 +85,54 @@ def test_mask_guides_the_region_features_and_nothing_else(encoder):
     assert not torch.allclose(with_mask.region_features, without.region_features, atol=1e-3)
 
 
+def _tell_regions_by_intensity(encoder, regions):
+    """Let the encoder give all voxels of a bin to one region, wherever they are."""
+    logits = torch.zeros(encoder.in_channels, 21, encoder.num_intensity_bins)
+    for intensity_bin, region in enumerate(regions):
+        logits[:, region, intensity_bin] = 60.0
+    torch.nn.init.zeros_(encoder.region_classifier.weight)
+    encoder.region_classifier.bias.data = logits.flatten()
+
+
+def test_a_right_prediction_is_worth_the_mask(encoder):
+    """Regions that differ in intensity, predicted as such, are measured as the mask would measure them."""
+    mask = torch.where(torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.3, 4, 7)
+    image = torch.where(mask == 4, 0.05, 0.95)[:, None]
+    _tell_regions_by_intensity(encoder, [4, 4, 4, 4, 7, 7, 7, 7])
+    guided, unguided = encoder(image, mask), encoder(image)
+    torch.testing.assert_close(unguided.region_features, guided.region_features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        unguided.region_logits.softmax(-1), region_shares_of_mask(mask, (2, 4, 4), 20), rtol=1e-4, atol=1e-4
+    )
+    _tell_regions_by_intensity(encoder, [7, 7, 7, 7, 4, 4, 4, 4])
+    assert not torch.allclose(encoder(image).region_features, guided.region_features, atol=1e-2)
+
+
+def test_region_shares_follow_from_bins_and_histogram():
+    torch.manual_seed(0)
+    encoder = ThreeDVisionEncoder(in_channels=2, num_intensity_bins=3, **SMALL).eval()
+    image = torch.rand(1, 2, 2, 4, 4)  # one token
+    features = encoder(image)
+    assert features.bin_region_logits.shape == (1, 1, 2, 21, 3)
+    of_bins = features.bin_region_logits[0, 0].softmax(1)
+    expected = torch.zeros(21)
+    for channel in range(2):
+        for value in image[0, channel].flatten().tolist():
+            expected += of_bins[channel, :, int(value * 3)] / (2 * 32)
+    torch.testing.assert_close(features.region_logits[0, 0].softmax(-1), expected)
+
+
+def test_tokens_count_their_voxels(encoder):
+    """Beside what is linear in the voxels, a token knows how many of them are how bright, wherever they lie in it."""
+    torch.nn.init.zeros_(encoder.patch_embedding.weight)
+    even, mixed, moved = torch.full((3, 1, 1, 2, 4, 4), 0.5)
+    mixed[:, :, 0], mixed[:, :, 1] = 0.1, 0.9
+    moved[:, :, :, :2], moved[:, :, :, 2:] = 0.9, 0.1
+    features = [encoder(image).local_features for image in (even, mixed, moved)]
+    torch.testing.assert_close(features[1], features[2])
+    assert not torch.allclose(features[0], features[1], atol=1e-2)
+
+
 def test_spacing_is_seen(encoder):
     image = torch.rand(1, 1, 8, 8, 8)
     thin, thick = (encoder(image, spacing_mm=torch.tensor([[z, 1.0, 1.0]])).global_features for z in (1.0, 5.0))
@@ -151,7 +199,7 @@ def test_full_size_parameters_and_flops():
                 encoder(torch.zeros(1, 1, 64, 512, 512))
             flops[attention] = counter.get_total_flops()
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    assert num_parameters == 88_844_565
+    assert num_parameters == 88_963_752
     assert abs(num_parameters / 88e6 - 1) < 0.03
     assert flops["slice_aware"] / flops["full"] <= 0.27
 

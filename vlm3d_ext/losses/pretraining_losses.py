@@ -33,17 +33,22 @@ def masked_reconstruction_loss(reconstruction: Tensor, patches: Tensor, patch_ma
 
 
 def region_share_loss(
-    region_logits: Tensor, shares: Tensor, has_mask: Tensor, token_mask: Tensor | None = None
+    bin_region_logits: Tensor, counts: Tensor, has_mask: Tensor, token_mask: Tensor | None = None
 ) -> Tensor:
-    """Return the cross-entropy between predicted and true shares of each token.
+    """Return the cross-entropy between predicted and true regions of the voxels of each token, by intensity bin.
+
+    It is the mean over voxels and channels of -log p(region of the voxel | token, intensity bin of the voxel): the
+    intensities themselves are seen, so they need not be predicted. With a single bin it is the cross-entropy between
+    predicted and true shares of the token.
 
     Args:
-        region_logits: (B, N, 1 + R).
-        shares: (B, N, 1 + R), sums to 1.
+        bin_region_logits: (B, N, C, 1 + R, K), before the softmax over the 1 + R regions.
+        counts: (B, N, C, 1 + R, K) shares of the token's voxels in each region and bin, which sum to 1 over the last
+            two axes (`region_histograms_of_tokens`).
         has_mask: (B,) bool; samples without a mask count as zero.
         token_mask: (B, N) bool, True for tokens with real voxels.
     """
-    cross_entropy = -(shares * region_logits.float().log_softmax(-1)).sum(-1)
+    cross_entropy = -(counts * bin_region_logits.float().log_softmax(3)).sum((3, 4)).mean(2)
     weight = has_mask[:, None].expand_as(cross_entropy)
     return _mean_over_samples(cross_entropy, weight if token_mask is None else weight & token_mask)
 

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from ...losses import masked_reconstruction_loss, region_share_loss, sentence_alignment_loss
 from ..blocks import HashedNgramSentenceEncoder
-from ..layers import region_shares_of_mask, volume_to_patches
+from ..layers import region_histograms_of_tokens, volume_to_patches
 from .three_d_vision_encoder import ThreeDVisionEncoder
 
 __all__ = ["EncoderPretraining", "PretrainingHeads"]
@@ -70,7 +70,7 @@ class EncoderPretraining(nn.Module):
     """Runs the encoder on a partly hidden volume and returns three losses.
 
     ``reconstruction``: hidden patches from what is left (`masked_reconstruction_loss`). ``region_share``: which regions
-    a token belongs to (`region_share_loss`). ``report_alignment``: which sentences are said of this scan
+    the voxels of a token belong to (`region_share_loss`). ``report_alignment``: which sentences are said of this scan
     (`sentence_alignment_loss`).
 
     Args:
@@ -118,7 +118,9 @@ class EncoderPretraining(nn.Module):
             patch_mask=patch_mask,
         )
         patches = volume_to_patches(image, self.encoder.patch_size)
-        shares = region_shares_of_mask(anatomical_mask, self.encoder.patch_size, self.encoder.num_regions)
+        counts = region_histograms_of_tokens(
+            image, anatomical_mask, self.encoder.patch_size, self.encoder.num_regions, self.encoder.num_intensity_bins
+        )
         logits = self.heads.sentence_logits(
             features.global_features, features.region_features, sentence_ngrams, sentence_regions
         )
@@ -128,7 +130,7 @@ class EncoderPretraining(nn.Module):
                     self.heads.reconstruction(features.local_features), patches, patch_mask
                 ),
                 "region_share": region_share_loss(
-                    features.region_logits, shares, has_anatomical_mask, features.token_mask
+                    features.bin_region_logits, counts, has_anatomical_mask, features.token_mask
                 ),
                 "report_alignment": sentence_alignment_loss(logits, sentence_is_true, sentence_mask),
             }

@@ -1,6 +1,7 @@
 """The vision encoder: a CT volume in, one global, 20 region and all local features out.
 
-Shape letters: B batch; D, H, W the token grid; N = D H W tokens; P = H W places in a slab; R regions; C channels.
+Shape letters: B batch; D, H, W the token grid; N = D H W tokens; P = H W places in a slab; R regions; C channels;
+K intensity bins.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from ..layers import (
     SliceAwareAttention,
     pad_to_patches,
     region_histograms_of_tokens,
-    region_shares_of_mask,
     token_centres_mm,
 )
 
 __all__ = ["RegionTokenEncoder", "ThreeDVisionEncoder", "TokenFeatures", "VisionFeatures"]
+
+_SMALLEST_SHARE = 1e-6  # far below one voxel of a token; keeps logarithms and quotients finite
 
 ATTENTION_LAYERS: dict[str, type[nn.Module]] = {"slice_aware": SliceAwareAttention, "full": FullAttention}
 
@@ -39,8 +41,11 @@ class VisionFeatures(NamedTuple):
         global_features: (B, C), of the whole volume.
         local_features: (B, N, C), one per token, ordered z, then y, then x.
         region_features: (B, R, C), one per anatomical region.
-        region_logits: (B, N, 1 + R), before the softmax over background and regions.
+        region_logits: (B, N, 1 + R), before the softmax over background and regions: the logarithm of the share of the
+            token that the encoder itself gives to each.
         token_mask: (B, N) bool, True for tokens that hold real voxels; None where nothing was padded.
+        bin_region_logits: (B, N, in_channels, 1 + R, K), before the softmax over background and regions (axis 3): to
+            which region those voxels of the token belong whose intensity lies in a bin.
     """
 
     global_features: Tensor
@@ -48,6 +53,7 @@ class VisionFeatures(NamedTuple):
     region_features: Tensor
     region_logits: Tensor
     token_mask: Tensor | None
+    bin_region_logits: Tensor
 
 
 class TokenFeatures(NamedTuple):
@@ -57,21 +63,26 @@ class TokenFeatures(NamedTuple):
         local_features: (B, N, C).
         positions_mm: (B, N, 3) token centres z, y, x from the centre of the volume.
         token_ml: (B,) volume of one token in millilitres.
+        histograms: (B, N, in_channels, K) shares of the token's voxels in each intensity bin.
         token_mask: (B, N) bool or None, as in `VisionFeatures`.
     """
 
     local_features: Tensor
     positions_mm: Tensor
     token_ml: Tensor
+    histograms: Tensor
     token_mask: Tensor | None
 
 
 class ThreeDVisionEncoder(nn.Module):
     """Vision transformer for CT volumes with slice-aware and region-aware attention.
 
-    The trunk turns the volume into local features. A linear layer predicts which part of each token belongs to which of
-    the regions; together with the anatomical mask, where there is one, this tells `AnatomicalStructureEncoder` and
-    `RegionAwareAttention` where the regions are.
+    The trunk turns the volume into local features. A token is its linear patch embedding plus a linear embedding of the
+    square root of its intensity histogram, for a linear layer cannot count voxels. A linear layer predicts to which
+    region the voxels of each token belong, for each intensity bin apart: in a token on the chest wall the black voxels
+    are lung and the bright ones are not, unless what surrounds it speaks for a consolidation. This, or the anatomical
+    mask where there is one, tells `AnatomicalStructureEncoder` and `RegionAwareAttention` where the regions are and
+    what is in them.
 
     Full size is the default: 64 × 512 × 512 voxels make 16 × 32 × 32 = 16,384 tokens.
 
@@ -84,7 +95,8 @@ class ThreeDVisionEncoder(nn.Module):
         num_depth_heads: heads that look along depth instead of inside the slab.
         mlp_dim: hidden channels of the MLPs.
         num_regions: anatomical regions R.
-        num_intensity_bins: equal bins of [0, 1] in which the intensities of a region are counted, per input channel.
+        num_intensity_bins: K equal bins of [0, 1] in which the intensities of tokens and regions are counted, per input
+            channel.
         attention: "slice_aware", or "full" for comparison.
         reference_spacing_mm: voxel spacing [z, y, x] assumed where `forward` is given none.
         use_checkpoint: recompute each block in the backward pass to save memory.
@@ -123,6 +135,7 @@ class ThreeDVisionEncoder(nn.Module):
             "reference_spacing_mm", torch.tensor(reference_spacing_mm, dtype=torch.float32), persistent=False
         )
         self.patch_embedding = nn.Conv3d(in_channels, hidden_size, self.patch_size, stride=self.patch_size)
+        self.intensity_embedding = nn.Linear(in_channels * num_intensity_bins, hidden_size, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(hidden_size))
         self.position_embedding = SineCosinePositionEmbedding(hidden_size)
         self.depth_rotation = RotaryDepthEmbedding(hidden_size // num_heads)
@@ -131,10 +144,11 @@ class ThreeDVisionEncoder(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_size)
-        self.region_classifier = nn.Linear(hidden_size, 1 + num_regions)
+        self.region_classifier = nn.Linear(hidden_size, in_channels * (1 + num_regions) * num_intensity_bins)
         self.region_attention = RegionAwareAttention(hidden_size, num_heads)
         self.region_norm = nn.LayerNorm(hidden_size)
         self.apply(_initialise)
+        nn.init.xavier_uniform_(self.intensity_embedding.weight)  # as the patch embedding, to which it is added
         # not initialised like the trunk: at 0.02 what is measured would drown in the mean token it is added to
         self.structure_encoder = AnatomicalStructureEncoder(hidden_size, num_regions, in_channels * num_intensity_bins)
 
@@ -190,6 +204,10 @@ class ThreeDVisionEncoder(nn.Module):
 
         tokens = self.patch_embedding(image).permute(0, 2, 3, 4, 1)  # (B, D, H, W, C)
         depth, height, width = tokens.shape[1:4]
+        histograms = region_histograms_of_tokens(
+            image, None, self.patch_size, self.num_regions, self.num_intensity_bins
+        ).squeeze(3)
+        tokens = tokens + self.intensity_embedding(histograms.flatten(2).sqrt().to(tokens.dtype)).view(tokens.shape)
         if patch_mask is not None:
             hidden = patch_mask.view(-1, depth, height, width, 1)
             tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
@@ -216,6 +234,7 @@ class ThreeDVisionEncoder(nn.Module):
             self.norm(tokens).flatten(1, 2),
             positions_mm,
             spacing_mm.prod(-1) * math.prod(self.patch_size) / 1000,
+            histograms,
             grid_mask.flatten(1) if grid_mask is not None else None,
         )
 
@@ -227,18 +246,34 @@ class ThreeDVisionEncoder(nn.Module):
         use_anatomical_mask: Tensor | None = None,
     ) -> VisionFeatures:
         """Gather global and region features from the trunk's tokens; the other arguments are those of `forward`."""
-        region_logits = self.region_classifier(tokens.local_features)
-        shares = self._region_shares(region_logits, anatomical_mask, use_anatomical_mask)[..., 1:]
-        whole_volume = torch.ones_like(shares[..., :1])
-        shares = torch.cat([whole_volume, shares], dim=-1)  # the whole volume takes the place of background
+        bin_region_logits, counts = self._predict_regions(tokens.local_features, tokens.histograms)
+        region_logits = counts.sum(-1).mean(2).clamp_min(_SMALLEST_SHARE).log()
+        # only masks teach the encoder where regions are, or it could move a region to wherever a text loss likes
+        counts = counts.detach()
+        if anatomical_mask is not None:
+            measured = region_histograms_of_tokens(
+                image, anatomical_mask, self.patch_size, self.num_regions, self.num_intensity_bins
+            )
+            use_mask = use_anatomical_mask.view(-1, 1, 1, 1, 1) if use_anatomical_mask is not None else None
+            counts = measured if use_mask is None else torch.where(use_mask, measured, counts)
+        # the whole volume takes the place of background
+        counts = torch.cat([tokens.histograms[:, :, :, None], counts[:, :, :, 1:]], dim=3)
         if tokens.token_mask is not None:
-            shares = shares * tokens.token_mask[..., None]
-        intensities = self._region_intensities(image, shares, anatomical_mask, use_anatomical_mask)
-        shares = shares.transpose(1, 2)
-        queries = self.structure_encoder(shares, tokens.positions_mm, tokens.token_ml, intensities)
+            counts = counts * tokens.token_mask[:, :, None, None, None]
+        shares = counts.sum(-1).mean(2).transpose(1, 2)  # (B, 1 + R, N)
+        intensities = counts.sum(1).transpose(1, 2)  # (B, 1 + R, in_channels, K)
+        intensities = intensities / intensities.sum(-1, keepdim=True).clamp_min(_SMALLEST_SHARE)
+        queries = self.structure_encoder(shares, tokens.positions_mm, tokens.token_ml, intensities.flatten(2))
         gathered = self.region_attention(queries, tokens.local_features, shares, tokens.token_mask)
         gathered = self.region_norm(queries + gathered)
-        return VisionFeatures(gathered[:, 0], tokens.local_features, gathered[:, 1:], region_logits, tokens.token_mask)
+        return VisionFeatures(
+            gathered[:, 0],
+            tokens.local_features,
+            gathered[:, 1:],
+            region_logits,
+            tokens.token_mask,
+            bin_region_logits,
+        )
 
     def _token_mask(self, grid_size: tuple[int, int, int], valid_size: Tensor | None) -> Tensor | None:
         """Return (B, D, P) bool, True for tokens with at least one real voxel; None where nothing was padded."""
@@ -250,50 +285,20 @@ class ThreeDVisionEncoder(nn.Module):
         ]
         return (inside[0][:, :, None, None] & inside[1][:, None, :, None] & inside[2][:, None, None, :]).flatten(2)
 
-    def _region_shares(
-        self, region_logits: Tensor, anatomical_mask: Tensor | None, use_anatomical_mask: Tensor | None
-    ) -> Tensor:
-        """Return (B, N, 1 + R): measured where a mask is to be used, else predicted.
-
-        The prediction is detached: only masks teach the encoder where regions are, or it could move a region to
-        wherever a text loss likes.
-        """
-        predicted = region_logits.detach().float().softmax(-1)
-        if anatomical_mask is None:
-            return predicted
-        measured = region_shares_of_mask(anatomical_mask, self.patch_size, self.num_regions)
-        if use_anatomical_mask is None:
-            return measured
-        return torch.where(use_anatomical_mask.view(-1, 1, 1), measured, predicted)
-
-    def _region_intensities(
-        self, image: Tensor, shares: Tensor, anatomical_mask: Tensor | None, use_anatomical_mask: Tensor | None
-    ) -> Tensor:
-        """Return (B, 1 + R, C · K): how the intensities of the whole volume and of each region are distributed.
-
-        With a mask, voxels are counted in the region they belong to. Without one, each token's distribution counts by
-        the region's predicted share.
+    def _predict_regions(self, local_features: Tensor, histograms: Tensor) -> tuple[Tensor, Tensor]:
+        """Say of each intensity bin of each token which part of its voxels belongs to which region.
 
         Args:
-            image, anatomical_mask, use_anatomical_mask: those of `forward`.
-            shares: (B, N, 1 + R), the whole volume first, zero at padding.
+            local_features: (B, N, C).
+            histograms: (B, N, in_channels, K), those of `TokenFeatures`.
+
+        Returns:
+            (B, N, in_channels, 1 + R, K), logits over the regions of each bin's voxels; and, of the same shape, the
+            shares of the token's voxels that follow, which sum to 1 over the last two axes.
         """
-        counts = region_histograms_of_tokens(
-            image, anatomical_mask, self.patch_size, self.num_regions, self.num_intensity_bins
-        )
-        of_tokens = counts.sum(3)  # (B, N, C, K)
-        real = shares[..., :1, None, None]  # (B, N, 1, 1, 1): zero at padding
-        weights = shares / shares.sum(1, keepdim=True).clamp_min(1e-6)
-        result = torch.einsum("bnr,bnck->brck", weights, of_tokens)
-        if anatomical_mask is not None:
-            in_regions = (counts * real).sum(1).transpose(1, 2)  # (B, 1 + R, C, K)
-            in_regions = in_regions / in_regions.sum(-1, keepdim=True).clamp_min(1e-6)
-            measured = torch.cat([result[:, :1], in_regions[:, 1:]], dim=1)
-            if use_anatomical_mask is None:
-                result = measured
-            else:
-                result = torch.where(use_anatomical_mask.view(-1, 1, 1, 1), measured, result)
-        return result.flatten(2)
+        logits = self.region_classifier(local_features).float()
+        logits = logits.unflatten(-1, (self.in_channels, 1 + self.num_regions, self.num_intensity_bins))
+        return logits, logits.softmax(3) * histograms[:, :, :, None]
 
 
 class RegionTokenEncoder(ThreeDVisionEncoder):
@@ -313,7 +318,8 @@ def _initialise(module: nn.Module) -> None:
     """Truncated normal of 0.02 for linear layers, as ViT; the patch convolution as a linear layer on its patch."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv3d):
         nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
         if module.bias is not None:
