@@ -142,7 +142,7 @@ def test_the_block_that_says_what_the_labels_are_worth(tmp_path, content, caplog
     assert lines[1] == "training: 4 cases, 31 of 72 labels known, 2 positive"
     assert lines[2] == "validation: 2 cases, 22 of 36 labels known, 1 positive"
     untrained, denied, unscored = (set(line.split(": ")[1].split(", ")) for line in lines[4:])
-    assert "cannot be trained; its probability means nothing" in lines[4]
+    assert "unknown in all training cases, left out of the loss" in lines[4]
     assert untrained == {
         "Mass", "Pneumonia", "Pulmonary edema", "Pneumothorax", "Mediastinal widening", "Pleural thickening", "Fracture"
     }  # fmt: skip

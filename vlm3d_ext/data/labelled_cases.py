@@ -238,9 +238,9 @@ def _describe_counts(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> 
     if len(labels["training"]):
         positive, negative = (count > 0 for count in counts["training"])
         problems = {
-            "unknown in all training cases, cannot be trained; its probability means nothing": ~positive & ~negative,
-            "never positive in training, only learns to be negative": ~positive & negative,
-            "never negative in training, only learns to be positive": positive & ~negative,
+            "unknown in all training cases, left out of the loss": ~positive & ~negative,
+            "never positive in training, left out of the loss": ~positive & negative,
+            "never negative in training, left out of the loss": positive & ~negative,
         }
     if len(labels["validation"]):
         problems["no positive in validation; its metrics will be undefined"] = counts["validation"][0] == 0
