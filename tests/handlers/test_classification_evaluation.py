@@ -114,3 +114,11 @@ def test_huge_wrong_predictions_on_unknown_labels_change_no_figure(tmp_path):
         written.append([(tmp_path / f"{name}_unguided.{kind}").read_text() for name, kind in FILES_AS_TEXT])
     assert written[0][:-1] == written[1][:-1]
     assert written[0][-1] != written[1][-1]  # else nothing was planted
+
+
+def test_a_share_of_the_cases_is_not_reported_as_the_whole(tmp_path, monkeypatch):
+    classifier, cases = make_classifier(), make_cases(4)
+    handler = ClassificationEvaluation(classifier, cases, PREVALENCE, tmp_path)
+    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="evaluation runs in one process, got 2"):
+        make_evaluator(classifier, cases, handler)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Engine, Events
 from scipy.special import expit
@@ -54,7 +55,15 @@ class ClassificationEvaluation:
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns what `MultiLabelClassifier` does, without decollation."""
+        """Attach to an evaluator whose network returns what `MultiLabelClassifier` does, without decollation.
+
+        Raises:
+            ValueError: on several ranks, each of which would report its share as the whole.
+        """
+        if idist.get_world_size() > 1:
+            raise ValueError(
+                f"evaluation runs in one process, got {idist.get_world_size()}; leave out torchrun and ddp.json."
+            )
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from ...losses import masked_reconstruction_loss, region_share_loss, sentence_alignment_loss
 from ..blocks import HashedNgramSentenceEncoder
-from ..layers import region_histograms_of_tokens, volume_to_patches
+from ..layers import volume_to_patches
 from .three_d_vision_encoder import ThreeDVisionEncoder
 
 __all__ = ["EncoderPretraining", "PretrainingHeads"]
@@ -118,9 +118,6 @@ class EncoderPretraining(nn.Module):
             patch_mask=patch_mask,
         )
         patches = volume_to_patches(image, self.encoder.patch_size)
-        counts = region_histograms_of_tokens(
-            image, anatomical_mask, self.encoder.patch_size, self.encoder.num_regions, self.encoder.num_intensity_bins
-        )
         logits = self.heads.sentence_logits(
             features.global_features, features.region_features, sentence_ngrams, sentence_regions
         )
@@ -130,7 +127,7 @@ class EncoderPretraining(nn.Module):
                     self.heads.reconstruction(features.local_features), patches, patch_mask
                 ),
                 "region_share": region_share_loss(
-                    features.bin_region_logits, counts, has_anatomical_mask, features.token_mask
+                    features.bin_region_logits, features.mask_histograms, has_anatomical_mask, features.token_mask
                 ),
                 "report_alignment": sentence_alignment_loss(logits, sentence_is_true, sentence_mask),
             }

@@ -46,6 +46,8 @@ class VisionFeatures(NamedTuple):
         token_mask: (B, N) bool, True for tokens that hold real voxels; None where nothing was padded.
         bin_region_logits: (B, N, in_channels, 1 + R, K), before the softmax over background and regions (axis 3): to
             which region those voxels of the token belong whose intensity lies in a bin.
+        mask_histograms: of the same shape, the shares of the token's voxels that the anatomical mask counts in each
+            region and bin, whether it guided the features or not; None without a mask.
     """
 
     global_features: Tensor
@@ -54,6 +56,7 @@ class VisionFeatures(NamedTuple):
     region_logits: Tensor
     token_mask: Tensor | None
     bin_region_logits: Tensor
+    mask_histograms: Tensor | None
 
 
 class TokenFeatures(NamedTuple):
@@ -250,6 +253,7 @@ class ThreeDVisionEncoder(nn.Module):
         region_logits = counts.sum(-1).mean(2).clamp_min(_SMALLEST_SHARE).log()
         # only masks teach the encoder where regions are, or it could move a region to wherever a text loss likes
         counts = counts.detach()
+        measured = None
         if anatomical_mask is not None:
             measured = region_histograms_of_tokens(
                 image, anatomical_mask, self.patch_size, self.num_regions, self.num_intensity_bins
@@ -273,6 +277,7 @@ class ThreeDVisionEncoder(nn.Module):
             region_logits,
             tokens.token_mask,
             bin_region_logits,
+            measured,
         )
 
     def _token_mask(self, grid_size: tuple[int, int, int], valid_size: Tensor | None) -> Tensor | None:
