@@ -75,7 +75,7 @@ def test_label_without_any_known_value_and_validation_without_positives(training
     run_dir = tmp_path / "run"
     run(config_file=config_files("classification/train"), **training_options(run_dir, labels_csv=str(table)))
     text = capsys.readouterr().out
-    unknown = text.split("unknown in all training cases, cannot be trained")[1].split("\n")[0]
+    unknown = text.split("unknown in all training cases, left out of the loss")[1].split("\n")[0]
     assert "Hiatal hernia" in unknown and "Pleural effusion" in unknown
     assert "Cardiomegaly" in text.split("no positive in validation")[1].split("\n")[0]
     assert [one["validation"]["macro_auroc"] for one in history(run_dir)] == [None, None]
