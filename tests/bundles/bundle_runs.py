@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from vlm3d_ext.text.label_set import load_label_set
 
@@ -160,3 +161,23 @@ def write_labels_csv(
             labels = ["" if math.isnan(label) else int(label) for label in case["labels"]]
             writer.writerow([f"{case['volume_id']}.nii.gz", *labels])
     return path
+
+
+def write_export_configs(folder: Path, bundle: str, sizes: Mapping[str, Any], image_size: Sequence[int]) -> Path:
+    """Write a bundle's inference.json and metadata.json with tiny sizes in them: MONAI's export verbs take few
+    overrides."""
+    config = ConfigParser.load_config_file(config_files(f"{bundle}/inference")[0])
+    (folder / "inference.json").write_text(json.dumps({**config, **sizes}))
+    metadata = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text())
+    metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] = list(image_size)
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def eager_export_network(configs: Path, checkpoint: Path) -> torch.nn.Module:
+    """Return the config's `export_network` with a checkpoint's weights, in evaluation mode."""
+    parser = ConfigParser()
+    parser.read_config(str(configs / "inference.json"))
+    network = parser.get_parsed_content("export_network").eval()
+    network.load_state_dict(checkpoint_weights(checkpoint))
+    return network

@@ -2,10 +2,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import run
 
 from tests.bundles.bundle_runs import TINY_CLASSIFIER, TINY_NETWORK, TINY_TRAINING, config_files
-from tests.prepared_release import make_prepared_release
+from tests.prepared_release import SIZE, make_prepared_release
 from tests.tiny_text_model import make_tiny_text_model
 
 
@@ -77,3 +78,9 @@ def inference_options(prepared, classification_run) -> Callable[..., dict]:
         }
 
     return options
+
+
+@pytest.fixture(scope="session")
+def example() -> torch.Tensor:
+    """Two images, to compare exported networks on."""
+    return torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))

@@ -8,15 +8,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_net_in_out
+from monai.bundle import ckpt_export, onnx_export, verify_net_in_out
 
 from tests.bundles.bundle_runs import (
-    BUNDLES,
     TINY_CLASSIFIER,
     TINY_NETWORK,
-    checkpoint_weights,
-    config_files,
+    eager_export_network,
     run_command,
+    write_export_configs,
 )
 from tests.prepared_release import SIZE
 from vlm3d_ext.engines.torch_export import main as torch_export
@@ -42,30 +41,15 @@ print("imported:", sorted(foreign))
 
 
 @pytest.fixture(scope="module")
-def export_configs(tmp_path_factory) -> Path:
-    """inference.json with the tiny sizes in it, because MONAI's export verbs take few overrides."""
-    folder = tmp_path_factory.mktemp("export")
-    config = ConfigParser.load_config_file(config_files("classification/inference")[0])
-    config.update({**TINY_NETWORK, **TINY_CLASSIFIER})
-    (folder / "inference.json").write_text(json.dumps(config))
-    metadata = json.loads((BUNDLES / "classification/configs/metadata.json").read_text())
-    metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] = list(SIZE)
-    (folder / "metadata.json").write_text(json.dumps(metadata))
-    return folder
+def export_configs(tmp_path_factory):
+    return write_export_configs(
+        tmp_path_factory.mktemp("export"), "classification", {**TINY_NETWORK, **TINY_CLASSIFIER}, SIZE
+    )
 
 
 @pytest.fixture(scope="module")
 def eager(classification_run, export_configs):
-    parser = ConfigParser()
-    parser.read_config(str(export_configs / "inference.json"))
-    network = parser.get_parsed_content("export_network").eval()
-    network.load_state_dict(checkpoint_weights(classification_run / "models/model.pt"))
-    return network
-
-
-@pytest.fixture(scope="module")
-def example():
-    return torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+    return eager_export_network(export_configs, classification_run / "models/model.pt")
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,15 @@ from tests.bundles.bundle_runs import (
     TINY_TRAINING,
     assert_same_curve,
     assert_same_weights,
-    checkpoint_weights,
     command,
     config_files,
+    eager_export_network,
     history,
     kill_while_training,
     messages_of,
     run_command,
     two_processes,
+    write_export_configs,
 )
 from tests.prepared_release import SIZE, make_prepared_release
 from vlm3d_ext.data.feature_store import FeatureStore, FeatureStoreError
@@ -206,29 +207,12 @@ def test_evaluating_on_other_data_is_refused_unless_allowed(encoder_run, tmp_pat
 
 @pytest.fixture(scope="module")
 def export_configs(tmp_path_factory):
-    """inference.json with the tiny sizes in it, because MONAI's export verbs take few overrides."""
-    folder = tmp_path_factory.mktemp("export")
-    config = ConfigParser.load_config_file(config_files("encoder/inference")[0])
-    config.update(TINY_NETWORK)
-    (folder / "inference.json").write_text(json.dumps(config))
-    metadata = json.loads((BUNDLES / "encoder/configs/metadata.json").read_text())
-    metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] = list(SIZE)
-    (folder / "metadata.json").write_text(json.dumps(metadata))
-    return folder
+    return write_export_configs(tmp_path_factory.mktemp("export"), "encoder", TINY_NETWORK, SIZE)
 
 
 @pytest.fixture(scope="module")
 def eager(encoder_run, export_configs):
-    parser = ConfigParser()
-    parser.read_config(str(export_configs / "inference.json"))
-    network = parser.get_parsed_content("export_network").eval()
-    network.load_state_dict(checkpoint_weights(encoder_run / "models/model.pt"))
-    return network
-
-
-@pytest.fixture(scope="module")
-def example():
-    return torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+    return eager_export_network(export_configs, encoder_run / "models/model.pt")
 
 
 def _export_arguments(encoder_run, export_configs, filepath):
@@ -250,6 +234,15 @@ def test_verify_net_in_out(export_configs):
         config_file=str(export_configs / "inference.json"),
         device="cpu",
     )
+
+
+def test_metadata_of_another_network_are_refused(export_configs, tmp_path):
+    metadata = json.loads((export_configs / "metadata.json").read_text())
+    metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 22
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    arguments = {"net_id": "export_network", "config_file": str(export_configs / "inference.json"), "device": "cpu"}
+    with pytest.raises(ValueError, match="`21` doesn't match: `22`"):
+        verify_net_in_out(meta_file=str(tmp_path / "metadata.json"), **arguments)
 
 
 def test_torchscript_export_agrees(encoder_run, export_configs, eager, example, tmp_path):

@@ -150,3 +150,11 @@ def test_a_volume_without_features_is_named(folders, encoder_ckpt):
     transform = LoadFeaturesd(folders[0], encoder_ckpt, FINGERPRINT)
     with pytest.raises(FeatureStoreError, match=r"train_9_a_1\.npz: no readable features .*; extract them again"):
         transform({**CASES[0], "volume_id": "train_9_a_1"})
+
+
+def test_folders_that_are_not_what_they_are_given_for(folders, encoder_ckpt):
+    message = r"unguided: .* use_anatomical_mask False, expected True; point --features_dir"
+    with pytest.raises(FeatureStoreError, match=message):
+        LoadFeaturesd(folders[1], encoder_ckpt, FINGERPRINT, folders[0])
+    with pytest.raises(FeatureStoreError, match=r"guided: .* True, expected False; point --features_without_mask_dir"):
+        LoadFeaturesd(folders[0], encoder_ckpt, FINGERPRINT, folders[0])

@@ -37,13 +37,9 @@ def per_label_calibration_error(
     Raises:
         ValueError: if the arrays do not fit each other, or a probability is outside [0, 1].
     """
-    labels = checked_labels(labels)
-    probabilities = checked_probabilities(labels, probabilities)
-    weights = np.ones((1, len(labels))) if case_weights is None else np.asarray(case_weights, dtype=np.float64)
-    known = ~np.isnan(labels)
-    gap = np.where(known, probabilities - np.where(known, labels, 0.0), 0.0)
+    probabilities, gap, known, weights = _gaps(labels, probabilities, case_weights)
     bins = _bins(probabilities, num_bins)
-    total = np.zeros((len(weights), labels.shape[1]))
+    total = np.zeros((len(weights), gap.shape[1]))
     for number in range(num_bins):
         total += np.abs(weights @ np.where(bins == number, gap, 0.0))
     return _mean_over_known(total, weights @ known, case_weights is None)
@@ -65,12 +61,8 @@ def per_label_brier(
     Raises:
         ValueError: if the arrays do not fit each other, or a probability is outside [0, 1].
     """
-    labels = checked_labels(labels)
-    probabilities = checked_probabilities(labels, probabilities)
-    weights = np.ones((1, len(labels))) if case_weights is None else np.asarray(case_weights, dtype=np.float64)
-    known = ~np.isnan(labels)
-    squared = np.where(known, (probabilities - np.where(known, labels, 0.0)) ** 2, 0.0)
-    return _mean_over_known(weights @ squared, weights @ known, case_weights is None)
+    _, gap, known, weights = _gaps(labels, probabilities, case_weights)
+    return _mean_over_known(weights @ gap**2, weights @ known, case_weights is None)
 
 
 def reliability_curve(
@@ -98,6 +90,17 @@ def reliability_curve(
     mean_probability = np.bincount(bins, probabilities[known], num_bins)[used] / count[used]
     share = np.bincount(bins, labels[known], num_bins)[used] / count[used]
     return mean_probability, share, count[used]
+
+
+def _gaps(
+    labels: np.ndarray, probabilities: np.ndarray, case_weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return checked probabilities, their differences from the labels (0 where unknown), what is known, and weights."""
+    labels = checked_labels(labels)
+    probabilities = checked_probabilities(labels, probabilities)
+    weights = np.ones((1, len(labels))) if case_weights is None else np.asarray(case_weights, dtype=np.float64)
+    known = ~np.isnan(labels)
+    return probabilities, np.where(known, probabilities - np.where(known, labels, 0.0), 0.0), known, weights
 
 
 def _bins(probabilities: np.ndarray, num_bins: int) -> np.ndarray:

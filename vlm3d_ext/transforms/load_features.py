@@ -37,8 +37,8 @@ class LoadFeaturesd(Randomizable, Transform):
         in_memory: keep what was read; one folder of 22,000 full-size volumes is 1.4 GB.
 
     Raises:
-        FeatureStoreError: if a folder holds no features, those of another encoder or of other data, or, when a case is
-            loaded, none of that case.
+        FeatureStoreError: if a folder holds no features, those of another encoder or of other data, if of two folders
+            the first was not extracted with masks or the second not without, or, when a case is loaded, none of it.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class LoadFeaturesd(Randomizable, Transform):
         self._known: dict[tuple[Path, str], np.ndarray] = {}
         for store in {id(store): store for store in self.stores.values()}.values():
             _check_origin(store, encoder_ckpt, fingerprint)
+        if unguided is not guided:
+            _check_ways(guided, unguided)
 
     def __call__(self, case: Mapping[Hashable, Any]) -> dict[str, Any]:
         """Return the loaded case."""
@@ -79,6 +81,16 @@ class LoadFeaturesd(Randomizable, Transform):
         if self.in_memory:
             self._known[key] = features
         return features
+
+
+def _check_ways(guided: FeatureStore, unguided: FeatureStore) -> None:
+    for store, expected, option in ((guided, True, "features_dir"), (unguided, False, "features_without_mask_dir")):
+        found = store.origin.get("use_anatomical_mask")
+        if found is not expected:
+            raise FeatureStoreError(
+                f"{store.folder}: the features there were extracted with use_anatomical_mask {found}, expected "
+                f"{expected}; point --{option} at others, or extract them again with --use_anatomical_mask {expected}."
+            )
 
 
 def _check_origin(store: FeatureStore, encoder_ckpt: str | os.PathLike, fingerprint: str) -> None:
