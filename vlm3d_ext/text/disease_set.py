@@ -1,0 +1,137 @@
+"""The diseases that are drawn as masks: their keys, names and anatomical descriptions, as data.
+
+A set is a JSON file, so that a sibling system (brain tumours, lumbar discs) brings its own without any code:
+``{"name", "description", "label_set", "diseases": [{"key", "name", "challenge_name", "description"}]}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from .label_set import Finding
+
+__all__ = ["Disease", "DiseaseSet", "load_disease_set"]
+
+_PACKAGE = "vlm3d_ext.text.disease_sets"
+_KEYS = ("key", "name", "challenge_name", "description")
+
+
+@dataclass(frozen=True)
+class Disease:
+    """One drawn disease.
+
+    Args:
+        key: snake case; names folders, files and table columns.
+        name: as in the label set that says whether it is present.
+        challenge_name: as the VLM3D challenge's localisation file spells it.
+        description: what it looks like and where it lies; the text that guides the drawing.
+    """
+
+    key: str
+    name: str
+    challenge_name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class DiseaseSet:
+    """Diseases in a fixed order, which is the order of mask channels.
+
+    Args:
+        name: of the set.
+        diseases: at least one.
+        label_set: the label set in which `Disease.name` is a finding.
+        description: one sentence.
+    """
+
+    name: str
+    diseases: tuple[Disease, ...]
+    label_set: str
+    description: str = ""
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Disease keys in channel order."""
+        return tuple(disease.key for disease in self.diseases)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Disease names in channel order."""
+        return tuple(disease.name for disease in self.diseases)
+
+    @property
+    def num_diseases(self) -> int:
+        """Number of mask channels."""
+        return len(self.diseases)
+
+    def index(self, key: str) -> int:
+        """Return the channel of a disease.
+
+        Raises:
+            ValueError: if the set has no such disease.
+        """
+        if key not in self.keys:
+            raise ValueError(f"disease {key!r} is none of the set {self.name}: {list(self.keys)}.")
+        return self.keys.index(key)
+
+    def findings(self) -> list[Finding]:
+        """Return each disease as a finding whose only prompt is its description, for a text encoder."""
+        return [
+            Finding(
+                name=d.name, key=d.key, synonyms=(), positive_prompts=(d.description,), negative_prompts=(), regions=()
+            )
+            for d in self.diseases
+        ]
+
+
+def load_disease_set(name_or_path: str | os.PathLike | DiseaseSet = "chest_ct_5") -> DiseaseSet:
+    """Load a set that ships with the package by its name, or any by the path of its JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such set.
+        ValueError: if the file is not such a set: a missing key, an empty text, a key twice or not in snake case.
+    """
+    if isinstance(name_or_path, DiseaseSet):
+        return name_or_path
+    shipped = sorted(item.name[:-5] for item in files(_PACKAGE).iterdir() if item.name.endswith(".json"))
+    if str(name_or_path) in shipped:
+        source: Any = files(_PACKAGE) / f"{name_or_path}.json"
+    else:
+        source = Path(name_or_path)
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"disease set {str(name_or_path)!r}: no such file, and not one of the sets that ship: {shipped}."
+            )
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+        diseases = [Disease(**{key: str(entry[key]).strip() for key in _KEYS}) for entry in content["diseases"]]
+        disease_set = DiseaseSet(
+            str(content["name"]), tuple(diseases), str(content["label_set"]), str(content.get("description", ""))
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{source}: not JSON ({error}), expected a disease set.") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source}: no disease set, {error} is missing or misplaced; see chest_ct_5.json.") from None
+    _check(source, diseases)
+    return disease_set
+
+
+def _check(source: Any, diseases: Sequence[Disease]) -> None:
+    if not diseases:
+        raise ValueError(f"{source}: the set has no disease; give at least one.")
+    keys = [disease.key for disease in diseases]
+    for disease in diseases:
+        empty = [key for key in _KEYS if not getattr(disease, key)]
+        if empty:
+            raise ValueError(f"{source}: disease {disease.key!r} has an empty {empty[0]!r}; write it.")
+        if not disease.key.isidentifier() or disease.key != disease.key.lower():
+            raise ValueError(f"{source}: disease key {disease.key!r} must be snake case, such as 'lung_nodule'.")
+        if keys.count(disease.key) > 1:
+            raise ValueError(f"{source}: disease {disease.key!r} is there twice; remove one.")

@@ -1,0 +1,1 @@
+"""Sets of drawn diseases that ship with the package: one JSON file each."""
