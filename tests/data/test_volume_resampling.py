@@ -16,6 +16,7 @@ from vlm3d_ext.data.volume_resampling import (
     resample_mask,
     resample_volume,
     restore_mask,
+    restore_probabilities,
     target_geometry,
     write_mask_nifti,
 )
@@ -262,6 +263,88 @@ def test_a_label_map_goes_back_with_its_labels():
     heights = source.positions_lps(np.argwhere(restored == 4))[:, 2]
     assert set(np.unique(restored)) == {1, 2, 3, 4}
     assert heights.min() > source.positions_lps(np.argwhere(restored == 1))[:, 2].max()
+
+
+def blurred_spots(shape, seed=3):
+    """Probabilities with a background below the floor, two spots, one of them at the border, and a single voxel."""
+    generator = np.random.default_rng(seed)
+    probabilities = generator.uniform(0, 0.019, shape)
+    for centre, width in (((0.0, shape[1] * 0.4, shape[2] - 1.0), 2.5), ((shape[0] * 0.6, shape[1] * 0.6, 9.0), 1.5)):
+        squares = sum((n - c) ** 2 for n, c in zip(np.indices(shape), centre, strict=True))
+        probabilities = np.maximum(probabilities, 0.95 * np.exp(-squares / (2 * width**2)))
+    probabilities[shape[0] // 2, 5, 5] = 1.0
+    return probabilities
+
+
+def fully_restored(probabilities, prepared, source, antialias):
+    """Restore without looking for lesions first."""
+    values = resample_volume(
+        probabilities.astype(np.float32), prepared, source.canonical(), fill=0.0, antialias=antialias
+    )
+    return source.from_canonical(values)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "SAR", "PIL"])
+@pytest.mark.parametrize("size", [(7, 20, 22), (16, 32, 32), (60, 90, 80)], ids=["coarse", "like", "fine"])
+def test_restored_probabilities_are_those_of_the_whole_computation(codes, size):
+    spacing = [{"R": 0.9, "L": 0.9, "A": 0.8, "P": 0.8}.get(code, 2.5) for code in codes]
+    lengths = [{"R": 44, "L": 44, "A": 50, "P": 50}.get(code, 31) for code in codes]
+    source = oriented_geometry(codes, tuple(lengths), tuple(spacing))
+    (prepared,) = target_geometry(source.canonical(), size)
+    probabilities = blurred_spots(size)
+    restored = restore_probabilities(probabilities, prepared, source)
+    whole = fully_restored(probabilities, prepared, source, antialias=True)
+    assert restored.shape == source.shape and restored.dtype == np.float32 and restored.flags.c_contiguous
+    above = whole > 0.02
+    assert 10 < above.sum() < 0.5 * above.size
+    np.testing.assert_allclose(restored[above], whole[above], atol=2e-6)
+    assert restored[~above].max() <= 0.02 + 1e-6 and (restored == 0).any()
+
+
+def test_restored_probabilities_on_axes_that_are_not_parallel():
+    source = VolumeGeometry((31, 50, 44), OBLIQUE)
+    corners = source.positions_lps(np.array([[0, 0, 0], [30, 49, 43]]))
+    prepared = VolumeGeometry.from_spacing((30, 40, 40), (3.0, 2.0, 2.0), tuple(corners.min(axis=0) - 5.0))
+    probabilities = blurred_spots(prepared.shape)
+    restored = restore_probabilities(probabilities, prepared, source)
+    whole = fully_restored(probabilities, prepared, source, antialias=False)
+    above = whole > 0.02
+    assert above.sum() > 10
+    np.testing.assert_allclose(restored[above], whole[above], atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(9, 20, 20), (16, 32, 32), (48, 96, 96)])
+def test_a_mask_as_probabilities_goes_back_as_the_mask(size):
+    source = oriented_geometry("RAS", (60, 55, 40), (0.9, 0.8, 2.5))
+    (prepared,) = target_geometry(source.canonical(), size)
+    mask = (blurred_spots(size) > 0.3).astype(np.uint8)
+    as_mask = restore_mask(mask, prepared, source).astype(bool)
+    as_probabilities = restore_probabilities(mask.astype(np.float32), prepared, source) >= 0.5
+    # The mask keeps small parts that reach one half nowhere, and its half is one step of 20 000 lower.
+    assert (as_mask ^ as_probabilities).sum() <= 0.02 * as_mask.sum()
+
+
+def test_probabilities_beyond_the_scan_or_of_nothing_are_zero():
+    source = VolumeGeometry.from_spacing((5, 6, 7), (1.0, 1.0, 1.0))
+    far = VolumeGeometry.from_spacing((5, 6, 7), (1.0, 1.0, 1.0), (100.0, 0.0, 0.0))
+    assert not restore_probabilities(np.ones(far.shape, np.float32), far, source).any()
+    assert not restore_probabilities(np.full(source.shape, 0.01), source, source).any()
+    np.testing.assert_array_equal(restore_probabilities(np.ones(source.shape, np.float16), source, source), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.ones((5, 6, 7), np.uint8), "got uint8; a mask is for restore_mask"),
+        (np.full((5, 6, 7), np.nan), "values from nan to nan"),
+        (np.linspace(-2, 3, 210).reshape(5, 6, 7), "values from -2 to 3; apply the sigmoid"),
+        (np.ones((5, 6, 8)), r"shape \(5, 6, 8\), but its grid has \(5, 6, 7\)"),
+    ],
+)
+def test_what_is_no_probability_map_is_refused(values, message):
+    geometry = VolumeGeometry.from_spacing((5, 6, 7), (1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match=message):
+        restore_probabilities(values, geometry, geometry)
 
 
 def test_the_written_mask_has_the_scans_affine_and_the_same_bytes_twice(tmp_path):

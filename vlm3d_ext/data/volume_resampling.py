@@ -1,4 +1,4 @@
-"""From one grid to another and back: images, label maps, masks.
+"""From one grid to another and back: images, label maps, masks, probabilities.
 
 The window is applied after resampling: a mean of HU is a HU, a mean of clipped grey levels is not.
 """
@@ -24,6 +24,7 @@ __all__ = [
     "resample_mask",
     "resample_volume",
     "restore_mask",
+    "restore_probabilities",
     "target_geometry",
     "write_mask_nifti",
 ]
@@ -33,6 +34,9 @@ __all__ = [
 # rounding happens to favour.
 _INSIDE = 20_000
 _INSIDE_THRESHOLD = _INSIDE // 2 - 1
+
+# A network's background lies below, and every threshold that is of use above.
+_PROBABILITY_FLOOR = 0.02
 
 
 def resample_volume(
@@ -141,10 +145,9 @@ def resample_binary_mask(
 
 def _add_small_parts(kept: np.ndarray, graded: np.ndarray) -> None:
     """Add to `kept`, in place, the cores of those connected parts of `graded` > 0 of which nothing was kept."""
-    occupied = [np.flatnonzero(graded.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not all(len(indices) for indices in occupied):
+    box = _occupied_box(graded)
+    if box is None:
         return
-    box = tuple(slice(indices[0], indices[-1] + 1) for indices in occupied)
     parts, num_parts = scipy.ndimage.label(graded[box] > 0, structure=np.ones((3, 3, 3)))
     has_kept = np.zeros(num_parts + 1, dtype=bool)
     has_kept[0] = True
@@ -179,6 +182,70 @@ def restore_mask(
     return np.ascontiguousarray(source_geometry.from_canonical(canonical))
 
 
+def restore_probabilities(
+    probabilities: np.ndarray,
+    prepared_geometry: VolumeGeometry,
+    source_geometry: VolumeGeometry,
+    floor: float = _PROBABILITY_FLOOR,
+) -> np.ndarray:
+    """Bring probabilities from a prepared grid back onto the scan's own stored grid, in the file's own axis order.
+
+    Along axes that become finer they are interpolated linearly; along those that become coarser they are averaged over
+    the new voxel, as `restore_mask` does with masks, where the two grids are parallel. Only the surroundings of the
+    voxels above `floor` are computed: lesions are small, and interpolating a whole 300 x 512 x 512 scan for each
+    disease would take longer than the network.
+
+    Args:
+        probabilities: (D, H, W) in [0, 1] on the prepared grid, any float dtype.
+        prepared_geometry: that grid.
+        source_geometry: the scan's grid as stored (`Scan.source_geometry`), any orientation.
+        floor: results above it are those of the whole computation; others may be 0 instead. Keep it below every
+            threshold; 0 computes wherever there is anything.
+
+    Returns:
+        float32 array of `source_geometry.shape` in [0, 1], C-contiguous; 0 where the prepared grid does not reach.
+
+    Raises:
+        ValueError: for another dtype, values outside [0, 1] or NaN, or an array that does not fit its grid.
+    """
+    _check_fits(probabilities, prepared_geometry)
+    if probabilities.dtype.kind != "f":
+        raise ValueError(f"probabilities must be floats, got {probabilities.dtype}; a mask is for restore_mask.")
+    lowest, highest = float(probabilities.min()), float(probabilities.max())
+    if not (lowest >= 0 and highest <= 1):
+        raise ValueError(
+            f"probabilities must lie in [0, 1], got values from {lowest:g} to {highest:g}; apply the sigmoid first."
+        )
+    target = source_geometry.canonical()
+    restored = np.zeros(source_geometry.shape, dtype=np.float32)
+    occupied = _occupied_box(probabilities > floor)
+    if occupied is None:
+        return restored
+    antialias = are_parallel(prepared_geometry, target)
+    ratios = [t / p if antialias else 1.0 for t, p in zip(target.spacing_mm, prepared_geometry.spacing_mm, strict=True)]
+    # A new voxel sees old ones up to `reach` from its centre: two to interpolate between, or all that it covers.
+    reaches = np.array([max(1.0, (ratio + 1) / 2) for ratio in ratios])
+    lower, upper = np.array([box.start for box in occupied]), np.array([box.stop - 1 for box in occupied])
+    inner, outer = (np.array([lower - margin, upper + margin]) for margin in (reaches, np.ceil(2 * reaches + 1)))
+    to_target = np.linalg.inv(target.affine_lps) @ prepared_geometry.affine_lps
+    corners = np.array(np.meshgrid(*inner.T[::-1], [1.0])).reshape(4, -1)
+    reached = (to_target @ corners)[2::-1]
+    part = _clipped_box(np.floor(reached.min(axis=1)), np.ceil(reached.max(axis=1)), target.shape)
+    if any(along.start >= along.stop for along in part):
+        return restored
+    cut = _clipped_box(*outer, prepared_geometry.shape)
+    values = resample_volume(
+        np.ascontiguousarray(probabilities[cut], dtype=np.float32),
+        _crop_geometry(prepared_geometry, cut),
+        _crop_geometry(target, part),
+        fill=0.0,
+        antialias=antialias,
+    )
+    # Interpolation adds weights that sum to one only up to rounding.
+    source_geometry.to_canonical(restored)[part] = np.clip(values, 0, 1)
+    return restored
+
+
 def write_mask_nifti(path: str | os.PathLike, mask: np.ndarray, source_geometry: VolumeGeometry) -> None:
     """Write a mask as .nii.gz whose affine is that of the scan it was drawn on. Same content, same bytes; the file is
     whole or absent.
@@ -203,6 +270,26 @@ def write_mask_nifti(path: str | os.PathLike, mask: np.ndarray, source_geometry:
     image.set_qform(source_geometry.affine_ras, code="scanner")
     image.header.set_xyzt_units("mm")
     write_gzip(path, image.to_bytes())
+
+
+def _occupied_box(array: np.ndarray) -> tuple[slice, ...] | None:
+    """Return the bounding box of the voxels that are not 0, None where there is none."""
+    indices = [np.flatnonzero(array.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not len(indices[0]):
+        return None
+    return tuple(slice(int(along[0]), int(along[-1]) + 1) for along in indices)
+
+
+def _clipped_box(first: np.ndarray, last: np.ndarray, shape: tuple[int, int, int]) -> tuple[slice, ...]:
+    """Return the box of indices from `first` to `last`, both (3,) and included, as far as `shape` reaches."""
+    return tuple(slice(max(int(a), 0), min(int(b) + 1, n)) for a, b, n in zip(first, last, shape, strict=True))
+
+
+def _crop_geometry(geometry: VolumeGeometry, box: tuple[slice, ...]) -> VolumeGeometry:
+    k, j, i = box
+    affine = geometry.affine_lps.copy()
+    affine[:3, 3] = geometry.positions_lps(np.array([[k.start, j.start, i.start]]))[0]
+    return VolumeGeometry((k.stop - k.start, j.stop - j.start, i.stop - i.start), affine)
 
 
 def _check_fits(array: np.ndarray, geometry: VolumeGeometry) -> None:
