@@ -14,7 +14,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_prep.anatomical_masks import add_pleura, read_anatomical_mask
-from data_prep.lesion_masks import DRAWN_DISEASES, read_lesion_mask
+from data_prep.lesion_mask_reading import ScanLesions, read_lesion_masks
+from data_prep.lesion_masks import DRAWN_DISEASES, LesionMask
 from data_prep.preparation_settings import PreparationSettings
 from data_prep.raw_case import RawCase
 from data_prep.totalsegmentator_command import run_totalsegmentator
@@ -56,7 +57,8 @@ class CaseTask:
         output: folder of the prepared data set.
         anatomical_mask: file or folder, or None.
         run_totalsegmentator: make the anatomical mask with TotalSegmentator.
-        lesion_masks: disease key -> file.
+        lesion_masks: disease key -> where its mask is.
+        resample_lesion_masks: bring lesion masks on another grid onto the scan's, instead of refusing the case.
         input_digest: stands for the scan's and masks' identity (see `data_prep.preparation_run`).
         hidden_paths: absolute folder -> what stands for it in messages and in the sidecar, so that they are the same
             on every machine.
@@ -67,7 +69,8 @@ class CaseTask:
     output: Path
     anatomical_mask: Path | None = None
     run_totalsegmentator: bool = False
-    lesion_masks: Mapping[str, Path] = field(default_factory=dict)
+    lesion_masks: Mapping[str, LesionMask] = field(default_factory=dict)
+    resample_lesion_masks: bool = False
     input_digest: str = ""
     hidden_paths: Mapping[str, str] = field(default_factory=dict)
 
@@ -98,7 +101,9 @@ class PreparedVolume:
         imgs: (D, H, W) uint8, or (C, D, H, W) with several intensity windows.
         gts: (D, H, W) uint8 regions; all 0 without an anatomical mask.
         geometry: the prepared grid.
-        lesion_masks: disease key -> (D, H, W) uint8, 0 or 1.
+        lesion_masks: disease key -> (D, H, W) uint8, 0 or 1, on the prepared grid.
+        original_lesion_masks: the same diseases' masks on `source_geometry`.
+        source_geometry: the scan's own grid, as stored.
         sidecar: plain JSON content.
     """
 
@@ -107,6 +112,8 @@ class PreparedVolume:
     gts: np.ndarray
     geometry: VolumeGeometry
     lesion_masks: Mapping[str, np.ndarray]
+    original_lesion_masks: Mapping[str, np.ndarray]
+    source_geometry: VolumeGeometry
     sidecar: dict[str, Any]
 
 
@@ -147,11 +154,15 @@ def prepare_volumes(task: CaseTask) -> list[PreparedVolume]:
     if task.run_totalsegmentator:
         mask_path = run_totalsegmentator(scan, task.output / "anatomical_masks" / f"{case.volume_id}.nii.gz")
     regions = read_anatomical_mask(mask_path, scan, case, settings.mask_coding) if mask_path else None
-    lesions = {disease: read_lesion_mask(path, scan, case) for disease, path in task.lesion_masks.items()}
+    lesions = read_lesion_masks(task.lesion_masks, scan, case, resample=task.resample_lesion_masks)
+    original_lesions = {
+        disease: np.ascontiguousarray(scan.source_geometry.from_canonical(mask))
+        for disease, mask in lesions.masks.items()
+    }
     spacing_mm = None if settings.depth_policy == "resample" else settings.spacing_mm
     targets = target_geometry(scan.geometry, settings.spatial_size, settings.depth_policy, spacing_mm)
     return [
-        _prepare_volume(task, scan, regions, lesions, target, index, len(targets))
+        _prepare_volume(task, scan, regions, lesions, original_lesions, target, index, len(targets))
         for index, target in enumerate(targets)
     ]
 
@@ -160,14 +171,15 @@ def _prepare_volume(
     task: CaseTask,
     scan: Scan,
     regions: np.ndarray | None,
-    lesions: Mapping[str, np.ndarray],
+    lesions: ScanLesions,
+    original_lesions: Mapping[str, np.ndarray],
     target: VolumeGeometry,
     index: int,
     count: int,
 ) -> PreparedVolume:
     case, settings = task.case, task.settings
     volume_id = case.volume_id if settings.depth_policy != "windows" else f"{case.volume_id}_window_{index}"
-    notes = list(scan.notes)
+    notes = [*scan.notes, *lesions.notes]
     hu = resample_volume(scan.hu, scan.geometry, target, fill=AIR_HU)
     channels = [apply_window(hu, name) for name in settings.windows]
     imgs = channels[0] if len(channels) == 1 else np.stack(channels)
@@ -175,11 +187,12 @@ def _prepare_volume(
     if regions is not None:
         gts = add_pleura(resample_mask(regions, scan.geometry, target), target.spacing_mm)
     prepared_lesions = {}
-    for disease, mask in lesions.items():
+    num_voxels = {disease: int(np.count_nonzero(mask)) for disease, mask in lesions.masks.items()}
+    for disease, mask in lesions.masks.items():
         prepared_lesions[disease] = resample_binary_mask(mask, scan.geometry, target)
-        if count == 1 and mask.any() and not prepared_lesions[disease].any():
+        if count == 1 and num_voxels[disease] and not prepared_lesions[disease].any():
             # Small lesions are kept by the resampling; only one that was cropped away leaves nothing.
-            notes.append(f"{disease}: {int(mask.sum())} voxels in the scan, all outside the prepared grid")
+            notes.append(f"{disease}: {num_voxels[disease]} voxels in the scan, all outside the prepared grid")
     sidecar = {
         "volume_id": volume_id,
         "source": case.source,
@@ -194,18 +207,36 @@ def _prepare_volume(
         "hu_check": {"done": settings.check_hu, "low_percentile_hu": round(low_percentile_hu(scan.hu), 3)},
         "has_anatomical_mask": regions is not None,
         "lesion_masks": {disease: _lesion_path(volume_id, disease) for disease in prepared_lesions},
-        "lesion_masks_source": {disease: _relative(task, task.lesion_masks[disease]) for disease in prepared_lesions},
+        "lesion_masks_original_grid": {
+            disease: _original_lesion_path(volume_id, disease) for disease in original_lesions
+        },
+        "lesion_masks_partial": list(lesions.partial),
+        "lesion_masks_source": {
+            disease: _relative(task, task.lesion_masks[disease].path) for disease in prepared_lesions
+        },
+        "lesion_voxels_in_scan": num_voxels,
         "notes": notes,
         "settings_digest": settings.digest,
         "input_digest": task.input_digest,
-        "content_sha256": _content_digest([imgs, gts, *prepared_lesions.values()]),
+        "content_sha256": _content_digest([imgs, gts, *prepared_lesions.values(), *original_lesions.values()]),
     }
-    return PreparedVolume(volume_id, imgs, gts, target, prepared_lesions, sidecar)
+    return PreparedVolume(
+        volume_id=volume_id,
+        imgs=imgs,
+        gts=gts,
+        geometry=target,
+        lesion_masks=prepared_lesions,
+        original_lesion_masks=original_lesions,
+        source_geometry=scan.source_geometry,
+        sidecar=sidecar,
+    )
 
 
 def _write(task: CaseTask, volume: PreparedVolume) -> None:
     for disease, mask in volume.lesion_masks.items():
         write_mask_nifti(task.output / _lesion_path(volume.volume_id, disease), mask, volume.geometry)
+    for disease, mask in volume.original_lesion_masks.items():
+        write_mask_nifti(task.output / _original_lesion_path(volume.volume_id, disease), mask, volume.source_geometry)
     write_prepared_case(
         task.output,
         volume.volume_id,
@@ -218,6 +249,10 @@ def _write(task: CaseTask, volume: PreparedVolume) -> None:
 
 def _lesion_path(volume_id: str, disease: str) -> str:
     return f"lesion_masks/{disease}/{volume_id}.nii.gz"
+
+
+def _original_lesion_path(volume_id: str, disease: str) -> str:
+    return f"lesion_masks_original_grid/{disease}/{volume_id}.nii.gz"
 
 
 def _relative(task: CaseTask, path: Path) -> str:
@@ -282,12 +317,16 @@ def _sidecar_path(output: Path, volume_id: str) -> Path:
 def remove_prepared_files(output: Path, volume_id: str) -> None:
     """Remove what is left of a case and of its depth windows, sidecars first."""
     names = [volume_id]
-    while any(path.exists() for path in prepared_case_paths(output, f"{volume_id}_window_{len(names) - 1}")):
+    while any(path.exists() for path in _files_of(output, f"{volume_id}_window_{len(names) - 1}")):
         names.append(f"{volume_id}_window_{len(names) - 1}")
     # From the last window down: should this be interrupted, the next search still finds all that is left.
     for name in reversed(names):
-        npz, sidecar = prepared_case_paths(output, name)
-        sidecar.unlink(missing_ok=True)
-        npz.unlink(missing_ok=True)
-        for disease in DRAWN_DISEASES:
-            (output / _lesion_path(name, disease)).unlink(missing_ok=True)
+        for path in _files_of(output, name):
+            path.unlink(missing_ok=True)
+
+
+def _files_of(output: Path, volume_id: str) -> list[Path]:
+    """Every file that a prepared volume may have, the sidecar first."""
+    npz, sidecar = prepared_case_paths(output, volume_id)
+    paths_of = (_lesion_path, _original_lesion_path)
+    return [sidecar, npz, *(output / path_of(volume_id, disease) for path_of in paths_of for disease in DRAWN_DISEASES)]

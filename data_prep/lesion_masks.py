@@ -1,50 +1,89 @@
-"""Lesion masks of raw scans: which there are for a scan, and how they come onto the prepared grid.
+"""Lesion masks of raw scans: which there are, by volume and disease, and how the user's own folder is searched.
 
-Two forms are found: ``<disease>/<volume_id>.nii.gz`` and, flat, ``<volume_id>_<disease>_mask.nii.gz``. A further
-source (other folder names, other codings) is a further function beside `find_lesion_masks` that returns the same
-dictionary.
+Two forms are found in a folder: ``<disease>/<volume_id>.nii.gz`` and, flat, ``<volume_id>_<disease>_mask.nii.gz``.
+Other sources (`data_prep.totalsegmentator_lesions`, `data_prep.rexgrounding`) return the same `LesionMaskIndex`;
+`data_prep.lesion_mask_sources` puts them together.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from data_prep.mask_grid import read_mask_of_scan
 from data_prep.raw_case import RawCase
 from data_prep.readable_folders import walk_readable
-from vlm3d_ext.data.scan import Scan, UnusableScanError
+from vlm3d_ext.data.scan import UnusableScanError
+from vlm3d_ext.text.disease_set import load_disease_set
 
-__all__ = ["DRAWN_DISEASES", "LesionMaskIndex", "find_lesion_masks", "read_lesion_mask"]
+__all__ = [
+    "DISEASE_SET",
+    "DRAWN_DISEASES",
+    "FOLDER",
+    "MASK_EXTENSIONS",
+    "LesionMask",
+    "LesionMaskIndex",
+    "find_lesion_masks",
+    "flat_mask_parts",
+]
 
-DRAWN_DISEASES = (
-    "pericardial_effusion",
-    "pleural_effusion",
-    "consolidation",
-    "ground_glass_opacity",
-    "lung_nodule",
-)
-_EXTENSIONS = (".nii.gz", ".nii")
+DISEASE_SET = load_disease_set("chest_ct_5")
+DRAWN_DISEASES = DISEASE_SET.keys
+"""Disease keys, in the order of mask channels."""
+FOLDER = "folder"
+"""Name of the source that `find_lesion_masks` reads."""
+MASK_EXTENSIONS = (".nii.gz", ".nii")
+
+_SHOWN_NAMES = 5
+
+
+@dataclass(frozen=True)
+class LesionMask:
+    """Where the mask of one disease of one volume is, and which of the file's voxels it is.
+
+    Args:
+        path: the NIfTI file; several diseases may share one.
+        source: which source it comes from.
+        task: TotalSegmentator's task, where `class_name` names one of its classes; None where every label above 0 is
+            lesion.
+        class_name: that class.
+        findings: channels of a 4D file that are the disease; empty for a 3D file.
+        num_findings: channels that the 4D file must have.
+        partial: whether lesions of this disease may be missing in it.
+    """
+
+    path: Path
+    source: str = FOLDER
+    task: str | None = None
+    class_name: str | None = None
+    findings: tuple[int, ...] = ()
+    num_findings: int = 0
+    partial: bool = False
+
+    def selection(self) -> dict[str, Any]:
+        """Return what else than the file decides the mask, as plain JSON content."""
+        return {"class_name": self.class_name, "findings": list(self.findings), "partial": self.partial}
 
 
 @dataclass(frozen=True)
 class LesionMaskIndex:
-    """The lesion masks of a folder.
+    """The lesion masks of one source.
 
     Args:
-        by_volume: volume id -> disease key -> files (more than one is a mistake).
-        remarks: what lies in the folder and was not used.
+        by_volume: volume id -> disease key -> masks (more than one is a mistake).
+        remarks: what was found and is not used.
+        source: name of the source.
     """
 
-    by_volume: Mapping[str, Mapping[str, tuple[Path, ...]]]
+    by_volume: Mapping[str, Mapping[str, tuple[LesionMask, ...]]]
     remarks: tuple[str, ...] = ()
+    source: str = FOLDER
 
-    def masks_of(self, case: RawCase) -> dict[str, Path]:
-        """Return disease key -> mask file of a case, in the order of `DRAWN_DISEASES`.
+    def masks_of(self, case: RawCase) -> dict[str, LesionMask]:
+        """Return disease key -> mask of a case, in the order of `DRAWN_DISEASES`.
 
         Raises:
             UnusableScanError: if a disease has two files.
@@ -52,14 +91,14 @@ class LesionMaskIndex:
         masks = {}
         found = self.by_volume.get(case.volume_id, {})
         for disease in DRAWN_DISEASES:
-            paths = found.get(disease, ())
-            if len(paths) > 1:
-                names = " and ".join(str(path) for path in paths)
+            of_disease = found.get(disease, ())
+            if len(of_disease) > 1:
+                names = " and ".join(str(mask.path) for mask in of_disease)
                 raise UnusableScanError(
                     f"{names}: two {disease} masks of {case.volume_id}, expected one; keep the right one."
                 )
-            if paths:
-                masks[disease] = paths[0]
+            if of_disease:
+                masks[disease] = of_disease[0]
         return masks
 
 
@@ -67,43 +106,63 @@ def find_lesion_masks(folder: Path) -> LesionMaskIndex:
     """Index the lesion masks of a folder by volume id and disease; opens no file.
 
     Subfolders are searched at any depth below a disease's folder, so
-    ``lung_nodule/train_1/train_1_a/train_1_a_1.nii.gz`` is found too.
+    ``lung_nodule/train_1/train_1_a/train_1_a_1.nii.gz`` is found too. Folders and suffixes that are no disease are
+    named in the remarks, with the nearest disease.
     """
-    found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[LesionMask]]] = defaultdict(lambda: defaultdict(list))
     unused: set[str] = set()
     remarks: list[str] = []
     for directory, _, names in walk_readable(folder, ".", remarks):
         relative = directory.relative_to(folder)
         disease_folder = relative.parts[0] if relative.parts else None
         for name in names:
-            extension = next((end for end in _EXTENSIONS if name.endswith(end)), None)
+            extension = next((end for end in MASK_EXTENSIONS if name.endswith(end)), None)
             if extension is None:
                 continue
             stem = name.removesuffix(extension)
-            flat = next((key for key in DRAWN_DISEASES if stem.endswith(f"_{key}_mask")), None)
+            flat = flat_mask_parts(name)
             if flat is not None:
-                found[stem.removesuffix(f"_{flat}_mask")][flat].append(Path(directory, name))
+                found[flat[0]][flat[1]].append(LesionMask(Path(directory, name)))
             elif disease_folder in DRAWN_DISEASES:
-                found[stem][disease_folder].append(Path(directory, name))
+                found[stem][disease_folder].append(LesionMask(Path(directory, name)))
             else:
                 unused.add(disease_folder or name)
     if unused:
-        shown = sorted(unused)[:5]
+        shown = [_with_nearest(name) for name in sorted(unused)[:_SHOWN_NAMES]]
         remarks.append(
-            f"lesion masks: {len(unused)} name(s) such as {shown} are none of {list(DRAWN_DISEASES)} and are not used"
+            f"lesion masks: {len(unused)} name(s) such as {', '.join(shown)} are none of {list(DRAWN_DISEASES)} and "
+            f"are not used"
         )
     return LesionMaskIndex(
-        {volume: {key: tuple(paths) for key, paths in masks.items()} for volume, masks in found.items()}, tuple(remarks)
+        {volume: {key: tuple(masks) for key, masks in of_volume.items()} for volume, of_volume in found.items()},
+        tuple(remarks),
     )
 
 
-def read_lesion_mask(path: Path, scan: Scan, case: RawCase) -> np.ndarray:
-    """Read a lesion mask (0 / 1, or 1 to N for instances) as a binary array on the scan's grid.
+def flat_mask_parts(name: str) -> tuple[str, str] | None:
+    """Return (volume id, disease key) of a flat name, ``<volume_id>_<disease>_mask.nii.gz``; None for another name."""
+    extension = next((end for end in MASK_EXTENSIONS if name.endswith(end)), None)
+    if extension is None:
+        return None
+    stem = name.removesuffix(extension)
+    for disease in DRAWN_DISEASES:
+        volume_id = stem.removesuffix(f"_{disease}_mask")
+        if volume_id and volume_id != stem:
+            return volume_id, disease
+    return None
 
-    Returns:
-        (D, H, W) uint8, 0 or 1.
 
-    Raises:
-        UnusableScanError: if the mask cannot be read, holds anything but whole numbers, or lies on another grid.
-    """
-    return (read_mask_of_scan(path, scan, case) > 0).astype(np.uint8)
+def _with_nearest(name: str) -> str:
+    """The name, with the disease that was probably meant."""
+    stem = name
+    for extension in MASK_EXTENSIONS:
+        stem = stem.removesuffix(extension)
+    stem = stem.removesuffix("_mask").lower().replace("-", "_").replace(" ", "_")
+    words = stem.split("_")
+    # A flat name begins with the volume id, so its ends of one to four words are compared.
+    ends = ["_".join(words[start:]) for start in range(max(0, len(words) - 4), len(words))]
+    ranked = [
+        (difflib.SequenceMatcher(None, end, disease).ratio(), disease) for end in ends for disease in DRAWN_DISEASES
+    ]
+    ratio, disease = max(ranked)
+    return f"{name!r} (nearest: {disease!r})" if ratio >= 0.6 else repr(name)

@@ -6,7 +6,7 @@ order of work, on interruptions, the clock or the machine. Their format is in do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from data_prep.case_preparation import CaseOutcome
@@ -27,6 +27,7 @@ def build_manifest(
     source_root: str,
     cases: Sequence[RawCase],
     sidecars: Mapping[str, Sequence[Mapping[str, Any]]],
+    not_annotated: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Any]:
     """Return the content of manifest.json.
 
@@ -38,12 +39,13 @@ def build_manifest(
         source_root: the raw data's root relative to the manifest's folder.
         cases: raw cases, in any order, with their final split; those without a sidecar are left out.
         sidecars: raw volume id -> the sidecars of its prepared volumes (several under the depth policy ``"windows"``).
+        not_annotated: raw volume id -> diseases whose mask is left out, because it cannot be right.
     """
     by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     contents = []
     for case in sorted(cases, key=lambda case: case.volume_id):
         for sidecar in sidecars.get(case.volume_id, ()):
-            entry = _case_entry(case, sidecar)
+            entry = _case_entry(case, sidecar, (not_annotated or {}).get(case.volume_id, ()))
             by_split[case.split].append(entry)
             contents.append([case.split, entry, sidecar["content_sha256"]])
     counts = {split: count_classes(by_split[split], label_names) for split in SPLITS}
@@ -60,8 +62,12 @@ def build_manifest(
     }
 
 
-def _case_entry(case: RawCase, sidecar: Mapping[str, Any]) -> dict[str, Any]:
+def _case_entry(case: RawCase, sidecar: Mapping[str, Any], not_annotated: Collection[str]) -> dict[str, Any]:
     volume_id = sidecar["volume_id"]
+
+    def annotated(key: str) -> dict[str, str]:
+        return {disease: path for disease, path in sidecar[key].items() if disease not in not_annotated}
+
     return {
         "volume_id": volume_id,
         "scan_id": case.scan_id,
@@ -70,8 +76,10 @@ def _case_entry(case: RawCase, sidecar: Mapping[str, Any]) -> dict[str, Any]:
         "geometry": f"volumes/{volume_id}.json",
         "has_anatomical_mask": sidecar["has_anatomical_mask"],
         "labels": list(case.labels),
-        "lesion_masks": dict(sidecar["lesion_masks"]),
-        "lesion_masks_source": dict(sidecar["lesion_masks_source"]),
+        "lesion_masks": annotated("lesion_masks"),
+        "lesion_masks_original_grid": annotated("lesion_masks_original_grid"),
+        "lesion_masks_partial": [key for key in sidecar["lesion_masks_partial"] if key not in not_annotated],
+        "lesion_masks_source": annotated("lesion_masks_source"),
         "report": dict(case.report) if case.report is not None else None,
         "source": case.source,
     }

@@ -24,7 +24,8 @@ from data_prep.case_preparation import (
     read_finished_sidecars,
     remove_prepared_files,
 )
-from data_prep.lesion_masks import LesionMaskIndex, find_lesion_masks
+from data_prep.lesion_labels import EMPTY, contradiction_remarks, contradictions, disease_labels
+from data_prep.lesion_mask_sources import find_all_lesion_masks
 from data_prep.manifest import build_log, build_manifest, label_remarks
 from data_prep.preparation_settings import PreparationSettings, digest_of
 from data_prep.progress import progress_bar
@@ -34,6 +35,7 @@ from vlm3d_ext.data.atomic_files import TEMPORARY_SUFFIX, write_json
 from vlm3d_ext.data.patient_split import choose_held_out_patients
 from vlm3d_ext.data.prepared_case import PreparedCaseError, read_sidecar
 from vlm3d_ext.data.scan import UnusableScanError
+from vlm3d_ext.text.label_set import LabelSet
 
 __all__ = ["MaskSources", "PreparationResult", "plan_cases", "run_preparation"]
 
@@ -49,13 +51,19 @@ class MaskSources:
         anatomical_folders: folders to look in.
         beside_scans: look for ``segmentations/`` beside each scan, too.
         run_totalsegmentator: make them instead.
-        lesion_folder: folder of lesion masks, or None.
+        lesion_folder: folder of the user's own lesion masks, or None.
+        rexgrounding_folder: release of ReXGroundingCT, or None.
+        totalsegmentator_lesions: CT-RATE's folder of pseudo-masks, or None.
+        resample_lesion_masks: bring lesion masks on another grid onto their scan's, instead of refusing the case.
     """
 
     anatomical_folders: tuple[Path, ...] = ()
     beside_scans: bool = False
     run_totalsegmentator: bool = False
     lesion_folder: Path | None = None
+    rexgrounding_folder: Path | None = None
+    totalsegmentator_lesions: Path | None = None
+    resample_lesion_masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,12 +99,14 @@ class CasePlan:
 def plan_cases(dataset: RawDataset, settings: PreparationSettings, masks: MaskSources, output: Path) -> CasePlan:
     """Sort out excluded and refused cases and find the masks of the others; opens no volume and writes nothing."""
     hidden = {str(dataset.root): "", str(output): ""}
-    for folder in (*masks.anatomical_folders, masks.lesion_folder):
+    for folder in (*masks.anatomical_folders, masks.lesion_folder, masks.rexgrounding_folder):
         if folder is not None:
             hidden.setdefault(str(folder), f"{folder.name}/")
-    lesions = find_lesion_masks(masks.lesion_folder) if masks.lesion_folder else LesionMaskIndex({})
-    plan = CasePlan(remarks=[*dataset.remarks, *lesions.remarks])
+    lesions = find_all_lesion_masks(masks.lesion_folder, masks.rexgrounding_folder, masks.totalsegmentator_lesions)
+    plan = CasePlan(remarks=list(dataset.remarks))
     for case in dataset.cases:
+        if lesions.rexgrounding:
+            case = lesions.rexgrounding.exclude_held_out(case)
         if case.exclusion or case.refusal:
             # Exclusion comes first: what is left out on purpose needs no repair.
             status, reason = ("excluded", case.exclusion) if case.exclusion else ("refused", case.refusal)
@@ -104,25 +114,22 @@ def plan_cases(dataset: RawDataset, settings: PreparationSettings, masks: MaskSo
             continue
         try:
             anatomical = find_anatomical_mask(case, masks.anatomical_folders, masks.beside_scans)
-            lesion_masks = lesions.masks_of(case)
+            lesion_masks, notes = lesions.masks_of(case)
         except (UnusableScanError, OSError) as error:
             plan.outcomes.append(CaseOutcome(case.volume_id, "refused", one_line(error, hidden), case.notes))
             continue
         task = CaseTask(
-            case=case,
+            case=case.noted(*notes),
             settings=settings,
             output=output,
             anatomical_mask=anatomical,
             run_totalsegmentator=masks.run_totalsegmentator,
             lesion_masks=lesion_masks,
+            resample_lesion_masks=masks.resample_lesion_masks,
             hidden_paths=hidden,
         )
         plan.tasks.append(replace(task, input_digest=_input_digest(task)))
-    strangers = sorted(set(lesions.by_volume) - {case.volume_id for case in dataset.cases})
-    if strangers:
-        plan.remarks.append(
-            f"lesion masks: {len(strangers)} volume(s) such as {strangers[:3]} have masks but no scan here"
-        )
+    plan.remarks += lesions.remarks({case.volume_id for case in dataset.cases})
     if masks.anatomical_folders and plan.tasks and not any(task.anatomical_mask for task in plan.tasks):
         folders = [folder.name for folder in masks.anatomical_folders]
         plan.remarks.append(f"anatomical masks: none of the scans has a mask in {folders}")
@@ -139,10 +146,18 @@ def _input_digest(task: CaseTask) -> str:
     files = {"scan": _files_below(case.path)}
     if task.anatomical_mask:
         files["anatomical_mask"] = _files_below(task.anatomical_mask)
-    for disease, path in task.lesion_masks.items():
-        files[disease] = _files_below(path)
-    values = [case.stored_values, case.spacing_mm]
-    return digest_of({"files": files, "values": values, "totalsegmentator": task.run_totalsegmentator})
+    for disease, mask in task.lesion_masks.items():
+        files[disease] = _files_below(mask.path)
+    return digest_of(
+        {
+            "files": files,
+            "values": [case.stored_values, case.spacing_mm],
+            "totalsegmentator": task.run_totalsegmentator,
+            "lesions": {disease: mask.selection() for disease, mask in task.lesion_masks.items()},
+            # Without a lesion mask there is nothing that the option could change.
+            "resample_lesion_masks": task.resample_lesion_masks and bool(task.lesion_masks),
+        }
+    )
 
 
 def _files_below(path: Path) -> list[list[str | int]]:
@@ -157,8 +172,7 @@ def run_preparation(
     output: Path,
     *,
     run_settings: Mapping[str, Any],
-    label_set: str,
-    label_names: Sequence[str],
+    label_set: LabelSet,
     validation_fraction: float = 0.0,
     seed: int = 0,
     num_workers: int = 1,
@@ -173,8 +187,7 @@ def run_preparation(
         masks: where masks come from.
         output: folder of the prepared data set; made if need be.
         run_settings: all settings, as manifest and log shall show them.
-        label_set: name of the label set.
-        label_names: its labels, in order.
+        label_set: what the labels of the cases mean.
         validation_fraction: share of the training patients that become validation patients; 0 leaves the splits as
             they are.
         seed: of that choice.
@@ -203,25 +216,34 @@ def run_preparation(
         outcomes = list(plan.outcomes)
         prepared: list[RawCase] = []
         sidecars = {}
+        labels = disease_labels([task.case for task in plan.tasks], label_set)
+        disagreeing = {}
         for task in plan.tasks:
             case = task.case
             outcome = fresh.get(case.volume_id) or CaseOutcome(case.volume_id, "prepared")
             if outcome.status == "prepared":
                 sidecars[case.volume_id] = read_finished_sidecars(output, case, settings.depth_policy) or []
                 prepared.append(case)
-                outcome = replace(outcome, notes=_sidecar_notes(sidecars[case.volume_id]))
+                voxels = sidecars[case.volume_id][0]["lesion_voxels_in_scan"]
+                disagreeing[case.volume_id] = contradictions(labels[case.volume_id], voxels)
+                notes = [f"{disease}: {what}" for disease, what in disagreeing[case.volume_id].items()]
+                outcome = replace(outcome, notes=(*_sidecar_notes(sidecars[case.volume_id]), *notes))
             outcomes.append(replace(outcome, notes=case.notes + outcome.notes))
         prepared = _with_validation(prepared, validation_fraction, seed)
         manifest = build_manifest(
             name=dataset.layout if dataset.release is None else f"{dataset.layout}_{dataset.release}",
-            label_set=label_set,
-            label_names=label_names,
+            label_set=label_set.name,
+            label_names=label_set.names,
             settings=run_settings,
             source_root=Path(os.path.relpath(dataset.root, output)).as_posix(),
             cases=prepared,
             sidecars=sidecars,
+            not_annotated={
+                volume_id: [disease for disease, what in found.items() if what == EMPTY]
+                for volume_id, found in disagreeing.items()
+            },
         )
-        remarks = [*plan.remarks, *label_remarks(manifest["class_counts"])]
+        remarks = [*plan.remarks, *contradiction_remarks(disagreeing), *label_remarks(manifest["class_counts"])]
         log = build_log(settings=run_settings, dataset=dataset, outcomes=outcomes, remarks=remarks)
         write_json(output / MANIFEST_NAME, manifest)
         write_json(output / LOG_NAME, log)
@@ -274,7 +296,8 @@ def _check_writable(output: Path) -> None:
 
 
 def _remove_leftovers(output: Path) -> None:
-    for folder in (output, output / "volumes", output / "anatomical_masks", *(output / "lesion_masks").glob("*")):
+    masks = [folder for name in ("lesion_masks", "lesion_masks_original_grid") for folder in (output / name).glob("*")]
+    for folder in (output, output / "volumes", output / "anatomical_masks", *masks):
         for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
             path.unlink(missing_ok=True)
 

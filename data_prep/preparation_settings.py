@@ -16,7 +16,7 @@ __all__ = ["ANATOMICAL_MASK_MODES", "PreparationSettings", "digest_of"]
 ANATOMICAL_MASK_MODES = ("auto", "none", "totalsegmentator")
 
 _FORMAT_VERSION = (
-    1  # goes up whenever the same settings would give other bytes, so that old cases are not mixed with new ones
+    2  # goes up whenever the same settings would give other bytes, so that old cases are not mixed with new ones
 )
 
 

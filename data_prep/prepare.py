@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ from data_prep.anatomical_masks import MaskCoding
 from data_prep.case_preparation import one_line
 from data_prep.ct_rate_layout import find_ct_rate_root, read_ct_rate
 from data_prep.dry_run import estimate
+from data_prep.lesion_mask_sources import LESION_MASK_SOURCES
+from data_prep.lesion_masks import FOLDER
 from data_prep.preparation_run import MaskSources, plan_cases, run_preparation
 from data_prep.preparation_settings import ANATOMICAL_MASK_MODES, PreparationSettings
 from data_prep.raw_case import LayoutError, RawDataset
+from data_prep.rexgrounding import REXGROUNDINGCT
 from data_prep.scan_folder import read_scan_folder
 from data_prep.totalsegmentator_command import require_totalsegmentator
+from data_prep.totalsegmentator_lesions import LESION_TASKS, TOTALSEGMENTATOR
 from vlm3d_ext.data.depth_policies import DEPTH_POLICIES
 from vlm3d_ext.data.intensity_windows import DEFAULT_WINDOW, INTENSITY_WINDOWS
 from vlm3d_ext.data.totalsegmentator_classes import TOTALSEGMENTATOR_VERSIONS
@@ -39,7 +44,7 @@ EXIT_SOME_REFUSED = 3
 EXIT_INTERRUPTED = 130
 
 _SHOWN_REFUSALS = 10
-_CT_RATE_MASKS = Path("anatomy_segmentation_labels", "ts_seg", "ts_total")
+_CT_RATE_MASKS = Path("anatomy_segmentation_labels", "ts_seg")
 _TEST_FRACTION = 0.2
 
 
@@ -104,6 +109,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--totalsegmentator-version", type=int, choices=TOTALSEGMENTATOR_VERSIONS, default=2, help="of those numbers")
     add("--lesion-masks", type=Path, metavar="DIR", help="default: lesion_masks in the source, where it is there")
+    add("--rexgrounding", type=Path, metavar="DIR", help="a release of ReXGroundingCT: dataset.json and segmentations/")
+    add(
+        "--lesion-mask-sources",
+        nargs="+",
+        choices=LESION_MASK_SOURCES,
+        metavar="SOURCE",
+        help=f"use only these of {', '.join(LESION_MASK_SOURCES)} (the last being CT-RATE's pseudo-masks); default: "
+        f"all that are there, the first that has a volume's disease gives its mask",
+    )
+    add(
+        "--resample-lesion-masks",
+        action="store_true",
+        help="bring lesion masks on another grid onto their scan's, instead of refusing the case",
+    )
     add("--label-set", default="ct_rate_18", help="name of a label set, or a JSON file")
     add("--validation-fraction", type=float, default=0.1, help="share of the training patients")
     add("--reconstructions", choices=("all", "first"), default="all", help="of each scan (CT-RATE)")
@@ -164,8 +183,7 @@ def _prepare(options: argparse.Namespace) -> int:
         masks,
         output,
         run_settings=_run_settings(options, settings, dataset, masks, label_set),
-        label_set=label_set.name,
-        label_names=label_set.names,
+        label_set=label_set,
         # In a scan folder the splits are final already: one for all, or chosen by patient with test.
         validation_fraction=options.validation_fraction if dataset.layout == "ct_rate" else 0.0,
         seed=options.seed,
@@ -200,7 +218,7 @@ def _read_dataset(options: argparse.Namespace, source: Path, output: Path, label
             reconstructions=options.reconstructions,
         )
     skip = [output]
-    skip += [options.lesion_masks] if options.lesion_masks else []
+    skip += [folder for folder in (options.lesion_masks, options.rexgrounding) if folder]
     skip += [Path(options.anatomical_masks)] if options.anatomical_masks not in ANATOMICAL_MASK_MODES else []
     return read_scan_folder(
         source,
@@ -214,22 +232,19 @@ def _read_dataset(options: argparse.Namespace, source: Path, output: Path, label
 
 
 def _mask_sources(options: argparse.Namespace, dataset: RawDataset) -> MaskSources:
-    lesions = options.lesion_masks.resolve() if options.lesion_masks else dataset.root / "lesion_masks"
-    if options.lesion_masks and not lesions.is_dir():
-        raise LayoutError(f"--lesion-masks {options.lesion_masks}: no such folder; check the path.")
-    lesion_folder = lesions if lesions.is_dir() else None
+    lesions = _lesion_sources(options, dataset)
     mode = options.anatomical_masks
     if mode == "none":
-        return MaskSources(lesion_folder=lesion_folder)
+        return lesions
     if mode == "totalsegmentator":
         require_totalsegmentator()
-        return MaskSources(run_totalsegmentator=True, lesion_folder=lesion_folder)
+        return replace(lesions, run_totalsegmentator=True)
     if mode == "auto":
-        usual = (dataset.root / _CT_RATE_MASKS, dataset.root / "anatomical_masks")
-        return MaskSources(
+        usual = (dataset.root / _CT_RATE_MASKS / "ts_total", dataset.root / "anatomical_masks")
+        return replace(
+            lesions,
             anatomical_folders=tuple(folder for folder in usual if folder.is_dir()),
             beside_scans=dataset.layout == "scan_folder",
-            lesion_folder=lesion_folder,
         )
     folder = Path(mode).resolve()
     if not folder.is_dir():
@@ -237,7 +252,44 @@ def _mask_sources(options: argparse.Namespace, dataset: RawDataset) -> MaskSourc
             f"--anatomical-masks {mode}: no such folder, expected a folder or one of "
             f"{list(ANATOMICAL_MASK_MODES)}; check it."
         )
-    return MaskSources(anatomical_folders=(folder,), lesion_folder=lesion_folder)
+    return replace(lesions, anatomical_folders=(folder,))
+
+
+def _lesion_sources(options: argparse.Namespace, dataset: RawDataset) -> MaskSources:
+    """The sources of lesion masks that are there and wanted; one that is asked for and not there is an error."""
+    wanted = options.lesion_mask_sources or LESION_MASK_SOURCES
+    folders: dict[str, Path] = {}
+    for source, option, given in (
+        (FOLDER, "--lesion-masks", options.lesion_masks),
+        (REXGROUNDINGCT, "--rexgrounding", options.rexgrounding),
+    ):
+        if given is not None and not given.is_dir():
+            raise LayoutError(f"{option} {given}: no such folder; check the path.")
+        if given is not None and source not in wanted:
+            raise LayoutError(
+                f"{option} {given} has no effect with --lesion-mask-sources {' '.join(wanted)}; leave one of them out."
+            )
+        if given is not None:
+            folders[source] = given.resolve()
+    usual = dataset.root / "lesion_masks"
+    if FOLDER not in folders and usual.is_dir():
+        folders[FOLDER] = usual
+    pseudo_masks = dataset.root / _CT_RATE_MASKS
+    if any((pseudo_masks / task.folder).is_dir() for task in LESION_TASKS.values()):
+        folders[TOTALSEGMENTATOR] = pseudo_masks
+    absent = [source for source in options.lesion_mask_sources or () if source not in folders]
+    if absent:
+        raise LayoutError(
+            f"--lesion-mask-sources {absent[0]}: there are none, expected a folder of --lesion-masks, --rexgrounding, "
+            f"or {_CT_RATE_MASKS.as_posix()} with {' or '.join(task.folder for task in LESION_TASKS.values())} in the "
+            f"source; check the paths."
+        )
+    return MaskSources(
+        lesion_folder=folders.get(FOLDER) if FOLDER in wanted else None,
+        rexgrounding_folder=folders.get(REXGROUNDINGCT),
+        totalsegmentator_lesions=folders.get(TOTALSEGMENTATOR) if TOTALSEGMENTATOR in wanted else None,
+        resample_lesion_masks=options.resample_lesion_masks,
+    )
 
 
 def _run_settings(
@@ -257,6 +309,9 @@ def _run_settings(
         "release": dataset.release,
         "anatomical_masks": mode if mode in ANATOMICAL_MASK_MODES else relative(masks.anatomical_folders[0]),
         "lesion_masks": relative(masks.lesion_folder),
+        "rexgrounding": relative(masks.rexgrounding_folder),
+        "totalsegmentator_lesions": relative(masks.totalsegmentator_lesions),
+        "resample_lesion_masks": masks.resample_lesion_masks,
         "label_set": label_set.name,
         "validation_fraction": options.validation_fraction,
         "seed": options.seed,

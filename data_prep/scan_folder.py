@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from data_prep.lesion_masks import flat_mask_parts
 from data_prep.raw_case import LayoutError, RawCase, RawDataset
 from data_prep.readable_folders import walk_readable
 from vlm3d_ext.data.patient_split import split_patients
@@ -37,10 +38,10 @@ def read_scan_folder(
 ) -> RawDataset:
     """Find the scans of a folder; opens no volume.
 
-    A scan is a ``.nii`` or ``.nii.gz`` file, at any depth, or a folder that holds DICOM files itself. The volume id
-    is the path inside the folder with everything but letters, digits and hyphen replaced by ``_``; where two paths
-    give one id, all of them get a hash of their path as a suffix. The patient is the first folder below those that
-    all scans share, or the scan itself where it lies in none.
+    A scan is a ``.nii`` or ``.nii.gz`` file that is not named like a lesion mask, at any depth, or a folder that
+    holds DICOM files itself. The volume id is the path inside the folder with everything but letters, digits and
+    hyphen replaced by ``_``; where two paths give one id, all of them get a hash of their path as a suffix. The
+    patient is the first folder below those that all scans share, or the scan itself where it lies in none.
 
     Args:
         source: a folder, a NIfTI file, or a folder with one DICOM series.
@@ -108,7 +109,9 @@ def _find_scans(folder: Path, skip: set[Path], remarks: list[str]) -> tuple[list
         ]
         others = []
         for name in names:
-            if name.lower().endswith(_NIFTI_EXTENSIONS):
+            if flat_mask_parts(name) is not None:
+                ignored += 1
+            elif name.lower().endswith(_NIFTI_EXTENSIONS):
                 scans.append(here / name)
             else:
                 others.append(here / name)

@@ -16,6 +16,8 @@ def sidecar_of(volume_id, content="0"):
         "volume_id": volume_id,
         "has_anatomical_mask": False,
         "lesion_masks": {},
+        "lesion_masks_original_grid": {},
+        "lesion_masks_partial": [],
         "lesion_masks_source": {},
         "content_sha256": content,
     }

@@ -24,7 +24,8 @@ class ManifestError(ValueError):
 class CaseManifest:
     """A prepared data set: its cases by split, its label names, its fingerprint.
 
-    The format is described in docs/design.md. Paths in cases become absolute.
+    The format is described in docs/design.md. Paths in cases become absolute. Manifests of earlier versions lack
+    ``lesion_masks_original_grid`` and ``lesion_masks_partial``; their cases get empty ones.
 
     Args:
         path: the manifest.json.
@@ -100,13 +101,19 @@ class CaseManifest:
 
     def _resolve(self, case: dict[str, Any]) -> dict[str, Any]:
         folder = self.path.parent.resolve()
+
+        def absolute(paths: dict[str, str]) -> dict[str, str]:
+            return {disease: str(folder / path) for disease, path in paths.items()}
+
         labels = [math.nan if value is None else float(value) for value in case["labels"]]
         return {
             **case,
             "image": str(folder / case["image"]),
             "geometry": str(folder / case["geometry"]),
             "labels": labels or [math.nan] * len(self.label_names),
-            "lesion_masks": {disease: str(folder / path) for disease, path in case["lesion_masks"].items()},
+            "lesion_masks": absolute(case["lesion_masks"]),
+            "lesion_masks_original_grid": absolute(case.get("lesion_masks_original_grid", {})),
+            "lesion_masks_partial": list(case.get("lesion_masks_partial", ())),
         }
 
 
