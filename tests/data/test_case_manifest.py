@@ -58,6 +58,17 @@ def test_paths_are_absolute_wherever_the_run_goes(tmp_path, content, monkeypatch
     assert Path(case["image"]).is_absolute()
 
 
+def test_masks_on_the_scans_own_grid(tmp_path, content):
+    content["training"][0]["lesion_masks_original_grid"] = {"lung_nodule": "lesion_masks_original_grid/x.nii.gz"}
+    content["training"][0]["lesion_masks_partial"] = ["lung_nodule"]
+    new, old = CaseManifest(_write(tmp_path, content)).cases("training", 2)
+    original = str(tmp_path.resolve() / "lesion_masks_original_grid" / "x.nii.gz")
+    assert new["lesion_masks_original_grid"] == {"lung_nodule": original}
+    assert new["lesion_masks_partial"] == ["lung_nodule"]
+    # Manifests of earlier versions have neither key.
+    assert old["lesion_masks_original_grid"] == {} and old["lesion_masks_partial"] == []
+
+
 def test_splits_alone_together_and_cut_short(tmp_path, content):
     manifest = CaseManifest(_write(tmp_path, content))
 

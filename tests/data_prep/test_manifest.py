@@ -59,6 +59,20 @@ def test_counts_and_weights():
     assert [case["volume_id"] for case in manifest["training"]] == [f"train_{number}_a_1" for number in range(1, 5)]
 
 
+def test_masks_that_cannot_be_right_are_left_out():
+    masks = {"lung_nodule": "n.nii.gz", "consolidation": "c.nii.gz"}
+    keys = ("lesion_masks", "lesion_masks_original_grid", "lesion_masks_source")
+    sidecar = {**sidecar_of("train_1_a_1"), **dict.fromkeys(keys, masks), "lesion_masks_partial": list(masks)}
+    sidecars = {"train_1_a_1": [sidecar]}
+
+    (whole,) = manifest_of(sidecars=sidecars)["training"]
+    (left,) = manifest_of(sidecars=sidecars, not_annotated={"train_1_a_1": ["lung_nodule"]})["training"]
+
+    assert [whole[key] for key in keys] == [masks] * 3 and whole["lesion_masks_partial"] == list(masks)
+    assert [left[key] for key in keys] == [{"consolidation": "c.nii.gz"}] * 3
+    assert left["lesion_masks_partial"] == ["consolidation"]
+
+
 def test_a_label_without_positives_has_no_weight():
     assert manifest_of(cases=CASES[:1])["positive_weights"] == {"A": None, "B": None}
 

@@ -4,12 +4,15 @@ import json
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from data_prep.prepare import main
+from vlm3d_ext.data.case_manifest import CaseManifest
 from vlm3d_ext.data.prepared_case import read_prepared_npz
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
+from vlm3d_ext.data.volume_resampling import restore_mask
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SIZE = ["--spatial-size", "32", "128", "128"]
@@ -73,3 +76,35 @@ def test_compressed_dicom_with_totalsegmentators_mask(tmp_path):
     assert 115 < np.median(abdomen) < 198 and np.median(spine) > np.median(abdomen)
     log = json.loads((tmp_path / "out" / "preparation_log.json").read_text())
     assert log["summary"]["prepared"] == 1
+
+
+@pytest.mark.parametrize(
+    ("scan", "mask", "label", "size"),
+    [
+        ("nsclc_LUNG1-001/ct.nii.gz", "nsclc_LUNG1-001/seg.nii.gz", 4, (96, 288, 288)),
+        ("ibsi_pat1/phantom.nii.gz", "ibsi_pat1/mask.nii.gz", 1, (60, 204, 204)),
+    ],
+)
+def test_a_tumour_lies_where_it_was_drawn(tmp_path, scan, mask, label, size):
+    folder = SHARED / "ct_chest"
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "patient.nii.gz").symlink_to(folder / scan)
+    image = nib.load(folder / mask)
+    tumour = (np.asarray(image.dataobj) == label).astype(np.uint8)
+    drawn = tmp_path / "masks" / "lung_nodule" / "patient.nii.gz"
+    drawn.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(tumour, image.affine), drawn)
+    arguments = ["--lesion-masks", str(tmp_path / "masks"), "--spatial-size", *(str(length) for length in size)]
+
+    assert prepare(tmp_path / "raw", tmp_path / "out", *arguments) == 0
+
+    case = CaseManifest(tmp_path / "out" / "manifest.json").cases("test")[0]
+    original = nib.load(case["lesion_masks_original_grid"]["lung_nodule"])
+    np.testing.assert_array_equal(np.asarray(original.dataobj), tumour)
+    np.testing.assert_allclose(original.affine, nib.load(folder / scan).affine, atol=1e-4)
+    sidecar = json.loads(Path(case["geometry"]).read_text())
+    grids = [VolumeGeometry.from_dict(sidecar[key]) for key in ("prepared_geometry", "source_geometry")]
+    prepared = np.asarray(nib.load(case["lesion_masks"]["lung_nodule"]).dataobj).T
+    restored = restore_mask(np.ascontiguousarray(prepared), *grids)
+    dice = 2 * np.sum(restored * tumour.T) / (restored.sum(dtype=int) + tumour.sum(dtype=int))
+    assert dice >= 0.9
