@@ -233,7 +233,7 @@ def restore_probabilities(
     part = _clipped_box(np.floor(reached.min(axis=1)), np.ceil(reached.max(axis=1)), target.shape)
     if any(along.start >= along.stop for along in part):
         return restored
-    cut = _clipped_box(*outer, prepared_geometry.shape)
+    cut = _clipped_box(outer[0], outer[1], prepared_geometry.shape)
     values = resample_volume(
         np.ascontiguousarray(probabilities[cut], dtype=np.float32),
         _crop_geometry(prepared_geometry, cut),
