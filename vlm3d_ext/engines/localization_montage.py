@@ -243,8 +243,12 @@ def _true_style() -> dict[str, Any]:
 
 
 def _write_letters(axes: Any, letters: str) -> None:
-    places = ((0.015, 0.5, "left", "center"), (0.985, 0.5, "right", "center"))
-    places += ((0.5, 0.985, "center", "top"), (0.5, 0.015, "center", "bottom"))
+    places = (
+        (0.015, 0.5, "left", "center"),
+        (0.985, 0.5, "right", "center"),
+        (0.5, 0.985, "center", "top"),
+        (0.5, 0.015, "center", "bottom"),
+    )
     for letter, (x, y, horizontal, vertical) in zip(letters, places, strict=True):
         _write(axes, x, y, letter, horizontal, vertical)
 
