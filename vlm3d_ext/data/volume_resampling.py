@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from vlm3d_ext.data.area_averaging import are_parallel, average_onto_coarser_axes
 from vlm3d_ext.data.atomic_files import write_gzip
+from vlm3d_ext.data.connected_components import foreground_box
 from vlm3d_ext.data.depth_policies import DEPTH_POLICIES, target_geometry
 from vlm3d_ext.data.hounsfield_units import AIR_HU
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
@@ -145,7 +146,7 @@ def resample_binary_mask(
 
 def _add_small_parts(kept: np.ndarray, graded: np.ndarray) -> None:
     """Add to `kept`, in place, the cores of those connected parts of `graded` > 0 of which nothing was kept."""
-    box = _occupied_box(graded)
+    box = foreground_box(graded)
     if box is None:
         return
     parts, num_parts = scipy.ndimage.label(graded[box] > 0, structure=np.ones((3, 3, 3)))
@@ -218,7 +219,7 @@ def restore_probabilities(
         )
     target = source_geometry.canonical()
     restored = np.zeros(source_geometry.shape, dtype=np.float32)
-    occupied = _occupied_box(probabilities > floor)
+    occupied = foreground_box(probabilities > floor)
     if occupied is None:
         return restored
     antialias = are_parallel(prepared_geometry, target)
@@ -270,14 +271,6 @@ def write_mask_nifti(path: str | os.PathLike, mask: np.ndarray, source_geometry:
     image.set_qform(source_geometry.affine_ras, code="scanner")
     image.header.set_xyzt_units("mm")
     write_gzip(path, image.to_bytes())
-
-
-def _occupied_box(array: np.ndarray) -> tuple[slice, ...] | None:
-    """Return the bounding box of the voxels that are not 0, None where there is none."""
-    indices = [np.flatnonzero(array.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not len(indices[0]):
-        return None
-    return tuple(slice(int(along[0]), int(along[-1]) + 1) for along in indices)
 
 
 def _clipped_box(first: np.ndarray, last: np.ndarray, shape: tuple[int, int, int]) -> tuple[slice, ...]:
