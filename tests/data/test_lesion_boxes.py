@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from vlm3d_ext.data.lesion_boxes import boxes_of_mask, volume_box_mm
+from vlm3d_ext.data.scan_reader import read_mask
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
 SHAPE = (7, 9, 11)
+TUMOUR = Path(__file__).parents[3] / "shared/data/ct_chest/ibsi_pat1/mask.nii.gz"
 
 
 def oblique_geometry(seed, shape=SHAPE):
@@ -103,3 +107,19 @@ def test_an_empty_mask_has_no_box_and_another_grid_is_refused():
         boxes_of_mask(np.zeros((7, 9, 12), dtype=bool), geometry)
     with pytest.raises(ValueError, match="the probabilities must be on"):
         boxes_of_mask(np.zeros(SHAPE, dtype=bool), geometry, np.zeros((1, 9, 11)))
+
+
+@pytest.mark.skipif(not TUMOUR.is_file(), reason="the real tumour (../shared/data) is not on this machine")
+def test_simpleitk_measures_a_real_tumour_alike():
+    mask, geometry = read_mask(TUMOUR)
+    (entry,) = boxes_of_mask(mask, geometry)
+    image = sitk.ReadImage(str(TUMOUR), sitk.sitkUInt8)
+    statistics = sitk.LabelShapeStatisticsImageFilter()
+    statistics.Execute(image)
+    assert entry["num_voxels"] == statistics.GetNumberOfPixels(1)
+    assert entry["volume_ml"] == pytest.approx(statistics.GetPhysicalSize(1) / 1000, rel=1e-5)
+    np.testing.assert_allclose(entry["centroid_mm"], statistics.GetCentroid(1), atol=1e-2)
+    i, j, k, di, dj, dk = statistics.GetBoundingBox(1)
+    ends = [(i - 0.5, j - 0.5, k - 0.5), (i + di - 0.5, j + dj - 0.5, k + dk - 0.5)]
+    points = np.array([image.TransformContinuousIndexToPhysicalPoint(end) for end in ends])
+    np.testing.assert_allclose(entry["bbox_mm"], [*points.min(axis=0), *np.ptp(points, axis=0)], atol=1e-2)

@@ -246,7 +246,7 @@ def _format(scores: Mapping[str, Any], diseases: DiseaseSet) -> str:
     limits = [f"{limit:g}" for limit in FALSE_POSITIVES]
     head = f"{'':<26}{'scans':>6}{'lesions':>9}{'boxes':>7}{'matched':>9}{'IoU':>7}{'dist. mm':>10}"
     lines = [
-        f"{scores['num_volumes']} volumes, IoU of a pair >= {scores['min_iou']:g}, sensitivity @ false positives a scan",
+        f"{scores['num_volumes']} volumes, IoU of a pair >= {scores['min_iou']:g}, sensitivity @ false positives/scan",
         head + "".join(f"{'@' + limit:>7}" for limit in limits),
     ]
     whole = scores["baselines"][_WHOLE_VOLUME]
