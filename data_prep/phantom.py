@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, label
 
 from data_prep.finding_record import DRAWN_LESIONS, Finding
 from data_prep.phantom_body import PatientBody, chest_fields, draw_patient_body
@@ -33,6 +33,8 @@ __all__ = ["PhantomSample", "ThoraxPhantom", "centred_affine"]
 
 # Enough for one demo volume at once; larger grids are painted in slabs to bound the memory.
 _VOXELS_PER_BLOCK = 3_000_000
+_COHERENT_LESIONS = ("pericardial_effusion", "pleural_effusion", "consolidation", "ground_glass_opacity")
+_SPECK_SHARE = 0.03  # of the largest part; a second patch or the other side's effusion is larger by far
 _HU_RANGE = (-1024.0, 3071.0)
 _CLASSES_THAT_HOLD_LESIONS = (0, 10, 11, 12, 13, 14)
 """TotalSegmentator's background (effusions) and the five lobes."""
@@ -55,6 +57,14 @@ class PhantomSample:
     lesion_masks: dict[str, np.ndarray]
     part_voxels: dict[tuple[str, int], int]
     affine_lps: np.ndarray
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    """Return a mask without the specks that organs painted over a lesion leave of it, which nobody would draw."""
+    parts, count = label(mask, structure=np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    kept = np.concatenate([[False], sizes >= _SPECK_SHARE * sizes.max()])
+    return kept[parts]
 
 
 def centred_affine(size: Sequence[int], spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -125,7 +135,9 @@ class ThoraxPhantom:
         for key in DRAWN_LESIONS:
             pieces = [block.lesion_masks.get(key, np.zeros(block.hu.shape, dtype=bool)) for block in blocks]
             if any(piece.any() for piece in pieces):
-                masks[key] = np.concatenate(pieces)
+                masks[key] = (
+                    _without_specks(np.concatenate(pieces)) if key in _COHERENT_LESIONS else np.concatenate(pieces)
+                )
         if noise_hu > 0:
             hu += self._noise(size, spacing, noise_hu, noise_smoothness_mm, noise_seed)
         parts: dict[tuple[str, int], int] = {}

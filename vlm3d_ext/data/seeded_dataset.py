@@ -99,10 +99,19 @@ class SeededDataLoader(DataLoader):
         num_workers: processes that load.
         shuffle: True for training; it also leaves out a last batch that is not full, so that all steps weigh the same.
         seed: of the order.
+        collate_fn: from samples to a batch; None is torch's own.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, num_workers: int = 0, shuffle: bool = True, seed: int = 0
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        seed: int = 0,
+        collate_fn: Callable[[Any], Any] | None = None,
     ) -> None:
         sampler = SeededSampler(dataset, shuffle=shuffle, seed=seed)
-        super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, drop_last=shuffle)
+        super().__init__(
+            dataset, batch_size, sampler=sampler, num_workers=num_workers, drop_last=shuffle, collate_fn=collate_fn
+        )

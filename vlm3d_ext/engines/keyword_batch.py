@@ -18,14 +18,20 @@ class PrepareKeywordBatch(PrepareBatch):
         keys: the entries to pass on; None passes all tensors but ``image`` and those in `exclude`.
         exclude: entries the network does not take.
         image_key: the entry that stands in the first place, where it is not ``image``.
+        optional_keys: with `keys`, further entries that are passed on where the batch has them.
     """
 
     def __init__(
-        self, keys: Sequence[str] | None = None, exclude: Sequence[str] = ("labels",), image_key: str = "image"
+        self,
+        keys: Sequence[str] | None = None,
+        exclude: Sequence[str] = ("labels",),
+        image_key: str = "image",
+        optional_keys: Sequence[str] = (),
     ) -> None:
         self.keys = keys
         self.exclude = frozenset(exclude) | {image_key}
         self.image_key = image_key
+        self.optional_keys = tuple(optional_keys)
 
     def __call__(
         self,
@@ -38,5 +44,7 @@ class PrepareKeywordBatch(PrepareBatch):
         names = self.keys
         if names is None:
             names = [k for k, v in batchdata.items() if isinstance(v, torch.Tensor) and k not in self.exclude]
+        else:
+            names = [*names, *(name for name in self.optional_keys if name in batchdata)]
         moved = {name: batchdata[name].to(device, non_blocking=non_blocking, **kwargs) for name in names}
         return batchdata[self.image_key].to(device, non_blocking=non_blocking, **kwargs), None, (), moved

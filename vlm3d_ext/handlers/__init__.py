@@ -2,10 +2,14 @@ from .checkpoint_weights import CheckpointWeights
 from .classification_evaluation import ClassificationEvaluation
 from .classifier_calibration import ClassifierCalibrator
 from .classifier_initialization import ClassifierInitialization
+from .disease_text_initialization import DiseaseTextInitialization
 from .feature_writer import FeatureWriter
 from .finding_selection import FindingSelection
 from .gradient_clipping import GradientClipping
+from .lesion_mask_writer import LesionMaskWriter
+from .lesion_thresholds import LesionThresholds
 from .lineage import LineageHandler
+from .localization_evaluation import LocalizationEvaluation
 from .loss_history import LossHistory
 from .mlflow_tracker import MLflowTracker
 from .prediction_writer import PredictionWriter
@@ -19,11 +23,15 @@ __all__ = [
     "ClassificationEvaluation",
     "ClassifierCalibrator",
     "ClassifierInitialization",
+    "DiseaseTextInitialization",
     "FeatureWriter",
     "FindingSelection",
     "GradientClipping",
     "IterationSeed",
+    "LesionMaskWriter",
+    "LesionThresholds",
     "LineageHandler",
+    "LocalizationEvaluation",
     "LossHistory",
     "MLflowTracker",
     "PredictionWriter",

@@ -9,6 +9,7 @@ from .calibration_error import per_label_brier, per_label_calibration_error, rel
 from .case_resampling import percentile_interval, resampling_weights
 from .crg import crg_from_counts, crg_score
 from .decisions import DecisionCounts, count_decisions, decide
+from .dice_by_threshold import DiceByThreshold
 from .label_collector import MultiLabelScores
 from .mean_loss import MeanLoss
 from .multi_label import bootstrap_interval, macro_auroc, per_label_auroc
@@ -18,6 +19,7 @@ from .representation import effective_rank, intensity_histogram, knn_probe, line
 __all__ = [
     "ClassifierCalibration",
     "DecisionCounts",
+    "DiceByThreshold",
     "MeanLoss",
     "MultiLabelScores",
     "bootstrap_interval",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -17,7 +17,7 @@ from typing import Any
 
 from .label_set import Finding
 
-__all__ = ["Disease", "DiseaseSet", "load_disease_set"]
+__all__ = ["Disease", "DiseaseRecord", "DiseaseSet", "load_disease_set"]
 
 _PACKAGE = "vlm3d_ext.text.disease_sets"
 _KEYS = ("key", "name", "challenge_name", "description")
@@ -135,3 +135,32 @@ def _check(source: Any, diseases: Sequence[Disease]) -> None:
             raise ValueError(f"{source}: disease key {disease.key!r} must be snake case, such as 'lung_nodule'.")
         if keys.count(disease.key) > 1:
             raise ValueError(f"{source}: disease {disease.key!r} is there twice; remove one.")
+
+
+class DiseaseRecord:
+    """The diseases of a checkpoint's mask channels, compared when it is loaded: as many others would fit its shapes.
+
+    Args:
+        disease_set: name or path, see `load_disease_set`.
+    """
+
+    def __init__(self, disease_set: str | os.PathLike | DiseaseSet = "chest_ct_5") -> None:
+        self.disease_set = load_disease_set(disease_set)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain types for a checkpoint."""
+        return {"disease_set": self.disease_set.name, "disease_keys": list(self.disease_set.keys)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Check that a checkpoint draws the same diseases in the same order; nothing is changed.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        theirs, ours = list(state_dict.get("disease_keys", [])), list(self.disease_set.keys)
+        if theirs != ours:
+            raise ValueError(
+                f"the checkpoint draws {theirs} (disease set {state_dict.get('disease_set')}), this run {ours} "
+                f"({self.disease_set.name}); choose --disease_set {state_dict.get('disease_set')}, or another "
+                f"checkpoint."
+            )

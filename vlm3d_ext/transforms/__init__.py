@@ -1,15 +1,24 @@
+from .lesion_targets import LoadLesionTargetsd, RandLesionCropsd
 from .load_features import LoadFeaturesd
 from .load_prepared_case import LoadPreparedCased
-from .presets import classification_transforms, encoder_pretraining_transforms, prepared_case_transforms
+from .presets import (
+    classification_transforms,
+    encoder_pretraining_transforms,
+    localization_transforms,
+    prepared_case_transforms,
+)
 from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
 
 __all__ = [
     "LoadFeaturesd",
+    "LoadLesionTargetsd",
     "LoadPreparedCased",
+    "RandLesionCropsd",
     "RandPatchMaskd",
     "RandReportSentencesd",
     "RandUseAnatomicalMaskd",
     "classification_transforms",
     "encoder_pretraining_transforms",
+    "localization_transforms",
     "prepared_case_transforms",
 ]

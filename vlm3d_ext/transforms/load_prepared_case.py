@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,18 @@ class LoadPreparedCased(Transform):
 
     Input: a case of `CaseManifest.cases`. Output, a new dictionary: ``volume_id`` (str), ``image`` (C, D, H, W) float32
     in [0, 1], ``anatomical_mask`` (D, H, W) uint8, ``has_anatomical_mask`` () bool, ``spacing_mm`` (3,) float32 [z, y,
-    x], ``labels`` (L,) float32 with NaN for unknown, ``report``; and ``use_anatomical_mask`` where the case says it.
+    x], ``labels`` (L,) float32 with NaN for unknown, ``report``; ``use_anatomical_mask`` where the case says it; and
+    what `keep` names, as it is.
+
+    Args:
+        keep: further entries of the case to hand on.
 
     Raises:
         PreparedCaseError: if the file is not a sound prepared case.
     """
+
+    def __init__(self, keep: Sequence[str] = ()) -> None:
+        self.keep = tuple(keep)
 
     def __call__(self, case: Mapping[Hashable, Any]) -> dict[str, Any]:
         """Return the loaded case."""
@@ -39,4 +46,5 @@ class LoadPreparedCased(Transform):
             "spacing_mm": torch.from_numpy(arrays.spacing.astype(np.float32)),
             "labels": torch.tensor(case["labels"], dtype=torch.float32),
             "report": case.get("report"),
+            **{name: case[name] for name in self.keep if name in case},
         }

@@ -7,20 +7,30 @@ from typing import Any
 
 from monai.transforms import Compose, DeleteItemsd, RandScaleIntensityd, RandShiftIntensityd
 
+from ..text.disease_set import load_disease_set
 from ..text.sentence_bank import SentenceBank
+from .lesion_targets import LoadLesionTargetsd, RandLesionCropsd
 from .load_prepared_case import LoadPreparedCased
 from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
 
-__all__ = ["classification_transforms", "encoder_pretraining_transforms", "prepared_case_transforms"]
+__all__ = [
+    "classification_transforms",
+    "encoder_pretraining_transforms",
+    "localization_transforms",
+    "prepared_case_transforms",
+]
 
 
-def prepared_case_transforms(use_anatomical_mask: bool = True) -> Compose:
+def prepared_case_transforms(use_anatomical_mask: bool = True, keep: Sequence[str] = ()) -> Compose:
     """Return the chain that loads a case without any random draw, for inference.
 
     Args:
         use_anatomical_mask: whether masks guide the region features where there are masks.
+        keep: further entries of the case to hand on, such as ``geometry``.
     """
-    return Compose([LoadPreparedCased(), RandUseAnatomicalMaskd(float(use_anatomical_mask)), DeleteItemsd("report")])
+    return Compose(
+        [LoadPreparedCased(keep), RandUseAnatomicalMaskd(float(use_anatomical_mask)), DeleteItemsd("report")]
+    )
 
 
 def encoder_pretraining_transforms(
@@ -71,6 +81,37 @@ def classification_transforms(mask_guidance_probability: float = 0.5, intensity_
             *_intensity_augmentation(intensity_augmentation),
             RandUseAnatomicalMaskd(mask_guidance_probability),
             DeleteItemsd("report"),
+        ]
+    )
+
+
+def localization_transforms(
+    disease_set: str,
+    crop_size: Sequence[int] | None = None,
+    patch_size: Sequence[int] = (4, 16, 16),
+    num_crops: int = 2,
+    partial_shell_mm: float = 15.0,
+    intensity_augmentation: float = 0.0,
+) -> Compose:
+    """Return the chain of the localizer's training, or of its validation on whole scans.
+
+    Args:
+        disease_set: name or path of the diseases.
+        crop_size: (d, h, w) voxels of a crop; None leaves the scan whole.
+        patch_size: (d, h, w) voxels of a token.
+        num_crops: crops of a scan.
+        partial_shell_mm: see `LoadLesionTargetsd`.
+        intensity_augmentation: as in `encoder_pretraining_transforms`; 0 for validation.
+    """
+    diseases = load_disease_set(disease_set)
+    crops: list[Any] = [] if crop_size is None else [RandLesionCropsd(diseases, crop_size, patch_size, num_crops)]
+    return Compose(
+        [
+            LoadPreparedCased(keep=["lesion_masks", "lesion_masks_partial", "disease_labels", "crop_disease"]),
+            LoadLesionTargetsd(diseases, partial_shell_mm),
+            *_intensity_augmentation(intensity_augmentation),
+            *crops,
+            DeleteItemsd(["report", "labels", "anatomical_mask", "has_anatomical_mask"]),
         ]
     )
 

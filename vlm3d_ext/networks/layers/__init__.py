@@ -4,6 +4,7 @@ from .patches import pad_to_patches, region_histograms_of_tokens, region_shares_
 from .positions import RotaryDepthEmbedding, SineCosinePositionEmbedding, token_centres_mm
 from .region_aware_attention import RegionAwareAttention
 from .slice_aware_attention import FullAttention, SliceAwareAttention
+from .synchronized_batch_norm import SynchronizedBatchNorm
 
 __all__ = [
     "FeatureMoments",
@@ -14,6 +15,7 @@ __all__ = [
     "RotaryDepthEmbedding",
     "SineCosinePositionEmbedding",
     "SliceAwareAttention",
+    "SynchronizedBatchNorm",
     "pad_to_patches",
     "region_histograms_of_tokens",
     "region_shares_of_mask",

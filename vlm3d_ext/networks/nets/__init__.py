@@ -1,5 +1,7 @@
 from .classifier_training import ClassifierTraining, FeatureClassifierTraining
 from .encoder_pretraining import EncoderPretraining, PretrainingHeads
+from .lesion_localization import LesionLocalizationModule, LesionProbabilities, PlainLocalizer
+from .localization_training import LocalizationTraining
 from .three_d_vision_encoder import RegionTokenEncoder, ThreeDVisionEncoder, VisionFeatures
 from .volume_classifier import FindingProbabilities, VolumeClassifier
 
@@ -8,6 +10,10 @@ __all__ = [
     "EncoderPretraining",
     "FeatureClassifierTraining",
     "FindingProbabilities",
+    "LesionLocalizationModule",
+    "LesionProbabilities",
+    "LocalizationTraining",
+    "PlainLocalizer",
     "PretrainingHeads",
     "RegionTokenEncoder",
     "ThreeDVisionEncoder",

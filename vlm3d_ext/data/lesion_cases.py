@@ -1,0 +1,135 @@
+"""The cases of a manifest as a localizer needs them: what is known of each disease, and an even draw of diseases."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..text.disease_set import DiseaseSet, load_disease_set
+from .case_manifest import SPLITS, CaseManifest, ManifestError
+from .labelled_cases import LabelledCases
+
+__all__ = ["UNKNOWN", "LesionCases"]
+
+UNKNOWN = 255
+"""Value in a target of a voxel of which nobody says whether it belongs to a lesion."""
+
+logger = logging.getLogger(__name__)
+
+
+class LesionCases:
+    """The cases of a manifest with ``disease_labels``: 1, 0 or NaN for each disease of a set, in its order.
+
+    A disease with a mask is 1. Without a mask it is what the labels say of it, mapped onto the set's label set; a data
+    set without labels leaves it unknown. On construction, what is there of each disease is logged; `description` keeps
+    it.
+
+    Args:
+        manifest: the prepared data set, or the path of its manifest.json.
+        disease_set: name or path, see `load_disease_set`.
+    """
+
+    def __init__(
+        self, manifest: CaseManifest | str | os.PathLike, disease_set: DiseaseSet | str = "chest_ct_5"
+    ) -> None:
+        self.manifest = manifest if isinstance(manifest, CaseManifest) else CaseManifest(manifest)
+        self.disease_set = load_disease_set(disease_set)
+        labels = LabelledCases(self.manifest, self.disease_set.label_set) if self.manifest.label_names else None
+        self._cases: dict[str, list[dict[str, Any]]] = {}
+        for split in SPLITS:
+            cases = []
+            if self.manifest.content[split]:
+                cases = labels.cases(split) if labels is not None else self.manifest.cases(split)
+            self._cases[split] = [self._with_disease_labels(case, labels) for case in cases]
+        self.description = self._describe()
+        logger.info(self.description)
+
+    def _with_disease_labels(self, case: dict[str, Any], labels: LabelledCases | None) -> dict[str, Any]:
+        known = dict(zip(labels.names, case["labels"], strict=True)) if labels is not None else {}
+        values = [
+            1.0 if disease.key in case["lesion_masks"] else float(known.get(disease.name, math.nan))
+            for disease in self.disease_set.diseases
+        ]
+        return {"lesion_masks_partial": [], **case, "disease_labels": values}
+
+    def cases(self, split: str | Sequence[str], max_cases: int | None = None) -> list[dict[str, Any]]:
+        """Return the cases of one or several splits.
+
+        Args:
+            split: "training", "validation", "test", or several of them.
+            max_cases: keep the first so many; None keeps all.
+
+        Raises:
+            ManifestError: if there is no such split, or it has no case.
+        """
+        names = [split] if isinstance(split, str) else list(split)
+        unknown = [name for name in names if name not in SPLITS]
+        if unknown:
+            raise ManifestError(f"{self.manifest.path}: no split {unknown[0]!r}; the splits are {list(SPLITS)}.")
+        cases = [case for name in names for case in self._cases[name]][:max_cases]
+        if not cases:
+            raise ManifestError(f"{self.manifest.path}: no case in {' or '.join(names)}.")
+        return cases
+
+    def balanced(
+        self,
+        split: str,
+        samples_per_disease: int | None = None,
+        negative_share: float = 0.25,
+        seed: int = 0,
+        max_cases: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return cases for one epoch in which the diseases come up equally often, each with its ``crop_disease``.
+
+        Args:
+            split: usually "training".
+            samples_per_disease: how often a case is taken for each disease; cases with a mask of it take turns. None
+                takes as many as the disease with the most masks has.
+            negative_share: share of the result that are cases without any known lesion, where there are such.
+            seed: of the order in which cases take turns.
+            max_cases: use the first so many of the split; None uses all.
+
+        Raises:
+            ManifestError: if no case of the split has a lesion mask.
+        """
+        cases = self.cases(split, max_cases)
+        positives = {key: [c for c in cases if key in c["lesion_masks"]] for key in self.disease_set.keys}
+        positives = {key: group for key, group in positives.items() if group}
+        if not positives:
+            raise ManifestError(
+                f"{self.manifest.path}: no {split} case has a lesion mask of {list(self.disease_set.keys)}; prepare "
+                f"the "
+                f"data with --lesion-masks."
+            )
+        random = np.random.default_rng(seed)
+        count = samples_per_disease or max(len(group) for group in positives.values())
+        drawn = []
+        for key, group in positives.items():
+            order = np.concatenate([random.permutation(len(group)) for _ in range(-(-count // len(group)))])[:count]
+            drawn += [{**group[index], "crop_disease": key} for index in order]
+        negatives = [c for c in cases if not c["lesion_masks"] and 0.0 in c["disease_labels"]]
+        if negatives and negative_share > 0:
+            wanted = round(len(drawn) * negative_share / (1 - negative_share))
+            order = np.concatenate([random.permutation(len(negatives)) for _ in range(-(-wanted // len(negatives)))])
+            drawn += [{**negatives[index], "crop_disease": None} for index in order[:wanted]]
+        return drawn
+
+    def _describe(self) -> str:
+        lines = [f"Lesion masks of {self.manifest.path} ({self.disease_set.name}):"]
+        for index, disease in enumerate(self.disease_set.diseases):
+            parts = []
+            for split in SPLITS:
+                cases = self._cases[split]
+                masks = sum(disease.key in case["lesion_masks"] for case in cases)
+                partial = sum(disease.key in case["lesion_masks_partial"] for case in cases)
+                absent = sum(case["disease_labels"][index] == 0 for case in cases)
+                unknown = len(cases) - masks - absent
+                partly = f" ({partial} partial)" if partial else ""
+                parts.append(f"{split} {masks} with mask{partly}, {absent} without lesion, {unknown} unknown")
+            lines.append(f"  {disease.name}: {'; '.join(parts)}")
+        return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""Dice of probability maps at many thresholds, over an evaluator's epoch and all ranks.
+
+Shape letters: B batch, N scans, T thresholds, L diseases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.metrics import Metric
+from monai.utils import evenly_divisible_all_gather
+from torch import Tensor
+
+from ..data.lesion_cases import UNKNOWN
+
+__all__ = ["DiceByThreshold", "probabilities_and_target"]
+
+
+def probabilities_and_target(output: Any) -> tuple[Tensor, Tensor]:
+    """Return what a localizer in training returns among its predictions."""
+    return output["pred"]["probabilities"], output["pred"]["target"]
+
+
+class DiceByThreshold(Metric):
+    """Mean over diseases of the best mean Dice over scans that have the disease; keeps which threshold is best.
+
+    Scans without the disease enter the choice of the threshold, not the Dice: a threshold's worth is its mean Dice less
+    `false_positive_cost` times the share of lesion-free scans in which it draws anything. After the epoch, on every
+    rank, `best_thresholds` (L,) and `dice` (L,) hold what was found, NaN for diseases that no scan has; their
+    threshold is 0.5.
+
+    Args:
+        thresholds: candidates.
+        false_positive_cost: in Dice.
+        output_transform: from the engine's output to probabilities (B, L, d, h, w) and targets of 0, 1, 255 (unknown).
+    """
+
+    def __init__(
+        self,
+        thresholds: Sequence[float] = tuple(n / 20 for n in range(2, 19)),
+        false_positive_cost: float = 0.0,
+        output_transform: Callable[[Any], Any] = probabilities_and_target,
+    ) -> None:
+        self.thresholds = torch.tensor(list(thresholds), dtype=torch.float32)
+        self.false_positive_cost = false_positive_cost
+        self.best_thresholds = torch.zeros(0)
+        self.dice = torch.zeros(0)
+        super().__init__(output_transform=output_transform)
+
+    def reset(self) -> None:
+        """Forget what was added."""
+        self._counts: list[Tensor] = []
+
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        """Add a batch.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        probabilities, target = output
+        if probabilities.shape != target.shape:
+            raise ValueError(
+                f"probabilities are {tuple(probabilities.shape)}, the target is {tuple(target.shape)}; "
+                f"expected the same."
+            )
+        for drawn, truth in zip(probabilities.flatten(2), target.flatten(2), strict=True):
+            self._counts.append(torch.stack([self._count(d, t) for d, t in zip(drawn, truth, strict=True)]))
+
+    def _count(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        """Return (T, 4): voxels drawn rightly, drawn, true, known; by sorting each voxel once into its threshold."""
+        known = truth != UNKNOWN
+        edges = self.thresholds.to(probabilities.device)
+        bins = torch.bucketize(probabilities[known].float(), edges, right=True)  # number of thresholds reached
+        lesion = truth[known] == 1
+        size = len(edges) + 1
+        reached = torch.bincount(bins, minlength=size).flip(0).cumsum(0).flip(0)[1:]
+        rightly = torch.bincount(bins[lesion], minlength=size).flip(0).cumsum(0).flip(0)[1:]
+        total = lesion.sum().expand(len(edges)), known.sum().expand(len(edges))
+        return torch.stack([rightly, reached, *total], dim=1).double().cpu()
+
+    def compute(self) -> float:
+        """Gather all ranks' scans and return the mean over diseases, NaN without any. Call it on every rank."""
+        counts = self._gather()
+        rightly, drawn, true, known = counts.unbind(-1)  # each (N, L, T)
+        present = (true > 0) & (known > 0)
+        absent = (true == 0) & (known > 0)
+        dice = torch.where(present, 2 * rightly / (drawn + true).clamp_min(1), 0).sum(0) / present.sum(0)  # (L, T)
+        false_positives = ((drawn > 0) & absent).sum(0) / absent.sum(0).clamp_min(1)
+        worth = dice - self.false_positive_cost * false_positives
+        found = present.any(0)[:, 0] if len(counts) else torch.zeros(counts.shape[1], dtype=torch.bool)
+        best = torch.where(found, worth.nan_to_num(-1.0).argmax(1), 0)
+        nothing = torch.tensor(float("nan"), dtype=dice.dtype)
+        self.dice = torch.where(found, dice.gather(1, best[:, None])[:, 0], nothing)
+        self.best_thresholds = torch.where(found, self.thresholds[best], torch.tensor(0.5))
+        return float(self.dice.nanmean())
+
+    def _gather(self) -> Tensor:
+        own = torch.stack(self._counts) if self._counts else None
+        if idist.get_world_size() == 1:
+            return own if own is not None else torch.zeros(0, 1, len(self.thresholds), 4, dtype=torch.float64)
+        sizes = idist.all_gather(own.shape[1] if own is not None else 0)
+        width = int(max(torch.as_tensor(sizes).tolist()))
+        # a rank without scans must take part in the gathering all the same
+        if own is None:
+            own = torch.zeros(0, width, len(self.thresholds), 4, dtype=torch.float64)
+        return torch.as_tensor(evenly_divisible_all_gather(own, concat=True)).cpu()

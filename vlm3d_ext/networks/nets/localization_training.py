@@ -1,0 +1,68 @@
+"""Training of the localizer: masks on crops, denoising on the whole scan.
+
+Shape letters: B batch, K crops of a scan, L diseases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .lesion_localization import LesionLocalizationModule, PlainLocalizer
+
+__all__ = ["LocalizationTraining"]
+
+
+class LocalizationTraining(nn.Module):
+    """Runs a localizer on crops (training) or whole scans (validation) and computes its losses.
+
+    Args:
+        network: the localizer.
+        loss: of logits (B, L, d, h, w) against targets of 1, 0 and 255 (unknown); see
+            `vlm3d_ext.losses.PartialDiceCrossEntropy`.
+        train_encoder: whether the encoder learns too.
+    """
+
+    def __init__(
+        self, network: LesionLocalizationModule | PlainLocalizer, loss: nn.Module, train_encoder: bool = False
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.train_encoder = train_encoder
+        if isinstance(network, LesionLocalizationModule):
+            network.encoder.requires_grad_(train_encoder)
+
+    def train(self, mode: bool = True) -> LocalizationTraining:
+        """Set the mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if not self.train_encoder and isinstance(self.network, LesionLocalizationModule):
+            self.network.encoder.eval()
+        return self
+
+    def forward(
+        self,
+        image: Tensor,
+        target: Tensor,
+        spacing_mm: Tensor | None = None,
+        valid_size: Tensor | None = None,
+        crop_start: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Return ``logits``, ``probabilities``, ``target`` and ``"losses": {"masks", "denoising"}``.
+
+        Args:
+            image: (B, in_channels, d, h, w) in [0, 1].
+            target: (B, K, L, ...) of crops, or (B, L, d, h, w) without crops; uint8, 255 is unknown.
+            spacing_mm: (B, 3) [z, y, x], or None.
+            valid_size: (B, 3), or None.
+            crop_start: (B, K, 3) first voxel of each crop, multiples of the patch; None draws whole scans.
+        """
+        crop_size = target.shape[3:] if crop_start is not None else None
+        logits, denoising = self.network.logits_and_denoising(image, spacing_mm, valid_size, crop_start, crop_size)
+        if crop_start is not None:
+            target = target.flatten(0, 1)
+        masks = self.loss(logits, target)
+        # without noise there is nothing to undo; the sum must have its name all the same
+        losses = {"masks": masks, "denoising": denoising if denoising is not None else masks.new_zeros(())}
+        return {"logits": logits, "probabilities": logits.float().sigmoid(), "target": target, "losses": losses}
