@@ -215,6 +215,7 @@ def _prepare_volume(
             disease: _relative(task, task.lesion_masks[disease].path) for disease in prepared_lesions
         },
         "lesion_voxels_in_scan": num_voxels,
+        "lesion_voxels": {disease: int(np.count_nonzero(mask)) for disease, mask in prepared_lesions.items()},
         "notes": notes,
         "settings_digest": settings.digest,
         "input_digest": task.input_digest,

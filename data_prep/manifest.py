@@ -47,7 +47,9 @@ def build_manifest(
         for sidecar in sidecars.get(case.volume_id, ()):
             entry = _case_entry(case, sidecar, (not_annotated or {}).get(case.volume_id, ()))
             by_split[case.split].append(entry)
-            contents.append([case.split, entry, sidecar["content_sha256"]])
+            contents.append([case.split, dict(entry), sidecar["content_sha256"]])
+            # It follows from the content's digest, so it is no part of the fingerprint.
+            entry["lesion_masks_empty"] = _empty_masks(sidecar, entry["lesion_masks"])
     counts = {split: count_classes(by_split[split], label_names) for split in SPLITS}
     described = {"label_set": label_set, "label_names": list(label_names), "settings": dict(settings)}
     return {
@@ -83,6 +85,13 @@ def _case_entry(case: RawCase, sidecar: Mapping[str, Any], not_annotated: Collec
         "report": dict(case.report) if case.report is not None else None,
         "source": case.source,
     }
+
+
+def _empty_masks(sidecar: Mapping[str, Any], diseases: Collection[str]) -> list[str]:
+    """Return the diseases whose mask has no voxel in the prepared volume, which nothing else in the manifest shows."""
+    # Volumes prepared by an earlier version know the voxels of the whole scan only.
+    voxels = sidecar.get("lesion_voxels", sidecar.get("lesion_voxels_in_scan", {}))
+    return [disease for disease in diseases if voxels.get(disease) == 0]
 
 
 def count_classes(entries: Sequence[Mapping[str, Any]], label_names: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -6,21 +6,32 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.data.test_volume_geometry import oriented_geometry
 from vlm3d_ext.data.atomic_files import write_json
 from vlm3d_ext.data.case_manifest import SPLITS
 from vlm3d_ext.data.prepared_case import write_prepared_case
+from vlm3d_ext.data.volume_geometry import VolumeGeometry
+from vlm3d_ext.data.volume_resampling import restore_mask, target_geometry, write_mask_nifti
 from vlm3d_ext.text.label_set import load_label_set
 
 SIZE = (8, 16, 16)
 
 
 def make_prepared_release(
-    folder: Path, num_cases: tuple[int, int, int] = (8, 4, 6), num_windows: int = 1, seed: int = 0
+    folder: Path,
+    num_cases: tuple[int, int, int] = (8, 4, 6),
+    num_windows: int = 1,
+    seed: int = 0,
+    with_lesions: bool = False,
 ) -> Path:
     """Write prepared cases and their manifest; returns the manifest's path.
 
     The image is noise; a case with pleural effusion has a bright base, one with cardiomegaly a bright middle. Every
     fourth case has no mask, every fifth no report.
+
+    With lesions, the base is drawn as pleural effusion and the middle as pericardial effusion, on the prepared grid and
+    on that of scans with pixels half as large, stored in two orientations; every seventh case is annotated in part.
+    Nobody says anything of nodules.
     """
     generator = np.random.default_rng(seed)
     names = load_label_set("ct_rate_18").names
@@ -30,11 +41,17 @@ def make_prepared_release(
         manifest[split] = []
         for _ in range(count):
             number += 1
-            manifest[split].append(_write_case(folder, number, split, names, num_windows, generator))
+            case = _write_case(folder, number, split, names, num_windows, generator)
+            manifest[split].append({**case, **_write_lesions(folder, number, case, names)} if with_lesions else case)
     manifest["fingerprint"] = f"tiny-{seed}-{num_cases}-{num_windows}"
     path = folder / "manifest.json"
     write_json(path, manifest)
     return path
+
+
+def source_geometry(number: int) -> VolumeGeometry:
+    """Return the stored grid of a case's scan: the same body as the prepared one, of 1 mm pixels."""
+    return oriented_geometry("RAS" if number % 2 else "LPS", (32, 32, 8), (1.0, 1.0, 5.0))
 
 
 def _write_case(folder, number, split, names, num_windows, generator):
@@ -57,7 +74,11 @@ def _write_case(folder, number, split, names, num_windows, generator):
         images if num_windows > 1 else images[0],
         regions if has_mask else None,
         spacing,
-        {"volume_id": volume_id},
+        {
+            "volume_id": volume_id,
+            "prepared_geometry": target_geometry(source_geometry(number).canonical(), SIZE)[0].to_dict(),
+            "source_geometry": source_geometry(number).to_dict(),
+        },
     )
     labels: list[int | None] = [0] * len(names)
     labels[names.index("Pleural effusion")] = effusion
@@ -80,3 +101,24 @@ def _write_case(folder, number, split, names, num_windows, generator):
         "report": {"findings": " ".join(findings), "impression": ""} if number % 5 else None,
         "source": f"{volume_id}.nii.gz",
     }
+
+
+def _write_lesions(folder, number, case, names):
+    source = source_geometry(number)
+    prepared = target_geometry(source.canonical(), SIZE)[0]
+    labels = list(case["labels"])
+    labels[names.index("Pericardial effusion")] = large_heart = (number // 2) % 2
+    labels[names.index("Lung nodule")] = None
+    base, middle = np.zeros(SIZE, dtype=np.uint8), np.zeros(SIZE, dtype=np.uint8)
+    base[:2] = 1
+    middle[2:6, 4:12, 4:12] = 1
+    drawn = {"pleural_effusion": base} if number % 2 else {}
+    drawn |= {"pericardial_effusion": middle} if large_heart else {}
+    paths: dict[str, dict[str, str]] = {"lesion_masks": {}, "lesion_masks_original_grid": {}}
+    for disease, mask in drawn.items():
+        for name, of_paths in paths.items():
+            of_paths[disease] = f"{name}/{disease}/{case['volume_id']}.nii.gz"
+        write_mask_nifti(folder / paths["lesion_masks"][disease], mask, prepared)
+        on_source = restore_mask(mask, prepared, source)
+        write_mask_nifti(folder / paths["lesion_masks_original_grid"][disease], on_source, source)
+    return {**paths, "labels": labels, "lesion_masks_partial": sorted(drawn) if number % 7 == 0 else []}

@@ -44,6 +44,16 @@ TINY_TRAINING = {
     "vision_learning_rate": 1e-3,
 }
 TINY_CLASSIFIER = {"projection_dim": 16, "num_soft_tokens": 2, "text_hidden_size": 16}
+TINY_LOCALIZER = {
+    "text_hidden_size": 16,
+    "denoising_layers": 1,
+    "denoising_mlp_dim": 16,
+    "stem_channels": 4,
+    "stem_stride": [1, 2, 2],
+    "base_channels": 8,
+    "level_strides": [[2, 2, 2]],
+    "head_channels": 4,
+}
 
 
 def config_files(*names: str, root: Path = BUNDLES) -> list[str]:

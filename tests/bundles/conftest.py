@@ -5,9 +5,10 @@ import pytest
 import torch
 from monai.bundle import run
 
-from tests.bundles.bundle_runs import TINY_CLASSIFIER, TINY_NETWORK, TINY_TRAINING, config_files
+from tests.bundles.bundle_runs import TINY_CLASSIFIER, TINY_LOCALIZER, TINY_NETWORK, TINY_TRAINING, config_files
 from tests.prepared_release import SIZE, make_prepared_release
 from tests.tiny_text_model import make_tiny_text_model
+from vlm3d_ext.text.disease_set import load_disease_set
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +74,78 @@ def inference_options(prepared, classification_run) -> Callable[..., dict]:
             "run_dir": str(classification_run),
             "output_dir": str(output_dir),
             "text_model": "no/such/folder",
+            "num_workers": 0,
+            **further,
+        }
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def prepared_lesions(tmp_path_factory) -> Path:
+    """Folder with a tiny prepared data set that has lesion masks."""
+    folder = tmp_path_factory.mktemp("prepared_lesions")
+    make_prepared_release(folder, with_lesions=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lesion_encoder_run(prepared_lesions, tmp_path_factory) -> Path:
+    """Run folder of a tiny encoder trained on that data set."""
+    run_dir = tmp_path_factory.mktemp("lesion_runs") / "encoder"
+    options = {**TINY_TRAINING, "dataset_dir": str(prepared_lesions), "run_dir": str(run_dir)}
+    run(config_file=config_files("encoder/train"), **options)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def disease_text_model(tmp_path_factory) -> Path:
+    """Folder of a tiny text encoder that takes the descriptions of the diseases."""
+    texts = [disease.description for disease in load_disease_set().diseases]
+    return make_tiny_text_model(tmp_path_factory.mktemp("disease_text") / "model", max_positions=96, texts=texts)
+
+
+@pytest.fixture(scope="session")
+def localizer_options(prepared_lesions, lesion_encoder_run, disease_text_model) -> Callable[..., dict]:
+    """Options of a tiny training of the localizer, and of its evaluation, in a run folder."""
+
+    def options(run_dir: Path, **further) -> dict:
+        return {
+            **TINY_TRAINING,
+            **TINY_LOCALIZER,
+            "learning_rate": 1e-2,
+            "crop_size": [4, 8, 8],
+            "dataset_dir": str(prepared_lesions),
+            "run_dir": str(run_dir),
+            "encoder_ckpt": str(lesion_encoder_run / "models" / "model.pt"),
+            "text_model": str(disease_text_model),
+            **further,
+        }
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def localization_run(lesion_encoder_run, localizer_options) -> Path:
+    """Run folder of a tiny localizer, beside that of its encoder, where its config looks for it."""
+    run_dir = lesion_encoder_run.parent / "localization"
+    options = localizer_options(run_dir, epochs=10)
+    del options["encoder_ckpt"]
+    run(config_file=config_files("localization/train"), **options)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def drawing_options(prepared_lesions, localization_run) -> Callable[..., dict]:
+    """Options of inference with that localizer into a folder."""
+
+    def options(output_dir: Path, **further) -> dict:
+        return {
+            **TINY_NETWORK,
+            **TINY_LOCALIZER,
+            "dataset_dir": str(prepared_lesions),
+            "run_dir": str(localization_run),
+            "output_dir": str(output_dir),
             "num_workers": 0,
             **further,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,18 @@ logger = logging.getLogger(__name__)
 class LesionCases:
     """The cases of a manifest with ``disease_labels``: 1, 0 or NaN for each disease of a set, in its order.
 
-    A disease with a mask is 1. Without a mask it is what the labels say of it, mapped onto the set's label set; a data
-    set without labels leaves it unknown. On construction, what is there of each disease is logged; `description` keeps
-    it.
+    A disease with a mask of lesions is 1. With an empty mask (``lesion_masks_empty`` in the manifest) it is 0, since
+    somebody looked and drew nothing; where the annotation is partial that says nothing. Without a mask it is what the
+    labels say of it, mapped onto the set's label set; a data set without labels leaves it unknown. On construction,
+    what is there of each disease is logged; `description` keeps it.
 
     Args:
         manifest: the prepared data set, or the path of its manifest.json.
         disease_set: name or path, see `load_disease_set`.
+
+    Raises:
+        ValueError: if a disease is no finding of the disease set's label set, so that its label could not be found, or
+            the manifest's labels do not fit (see `LabelledCases`).
     """
 
     def __init__(
@@ -40,6 +45,12 @@ class LesionCases:
         self.manifest = manifest if isinstance(manifest, CaseManifest) else CaseManifest(manifest)
         self.disease_set = load_disease_set(disease_set)
         labels = LabelledCases(self.manifest, self.disease_set.label_set) if self.manifest.label_names else None
+        strangers = [name for name in self.disease_set.names if labels is not None and name not in labels.names]
+        if strangers:
+            raise ValueError(
+                f"disease set {self.disease_set.name}: {strangers[0]!r} is no finding of its label set "
+                f"{self.disease_set.label_set}; write the name as it is there."
+            )
         self._cases: dict[str, list[dict[str, Any]]] = {}
         for split in SPLITS:
             cases = []
@@ -50,12 +61,18 @@ class LesionCases:
         logger.info(self.description)
 
     def _with_disease_labels(self, case: dict[str, Any], labels: LabelledCases | None) -> dict[str, Any]:
-        known = dict(zip(labels.names, case["labels"], strict=True)) if labels is not None else {}
-        values = [
-            1.0 if disease.key in case["lesion_masks"] else float(known.get(disease.name, math.nan))
-            for disease in self.disease_set.diseases
-        ]
-        return {"lesion_masks_partial": [], **case, "disease_labels": values}
+        labelled = dict(zip(labels.names, case["labels"], strict=True)) if labels is not None else {}
+        values = []
+        for disease in self.disease_set.diseases:
+            label = float(labelled.get(disease.name, math.nan))
+            if _has_lesion(case, disease.key):
+                label = 1.0
+            elif disease.key in case["lesion_masks"] and disease.key not in case["lesion_masks_partial"]:
+                label = 0.0
+            elif disease.key in case["lesion_masks"] and label != 0:
+                label = math.nan
+            values.append(label)
+        return {**case, "disease_labels": values}
 
     def cases(self, split: str | Sequence[str], max_cases: int | None = None) -> list[dict[str, Any]]:
         """Return the cases of one or several splits.
@@ -90,21 +107,26 @@ class LesionCases:
             split: usually "training".
             samples_per_disease: how often a case is taken for each disease; cases with a mask of it take turns. None
                 takes as many as the disease with the most masks has.
-            negative_share: share of the result that are cases without any known lesion, where there are such.
+            negative_share: share of the result that are cases without a lesion mask, where there are cases that are
+                known to lack a disease; in [0, 1).
             seed: of the order in which cases take turns.
             max_cases: use the first so many of the split; None uses all.
 
         Raises:
-            ManifestError: if no case of the split has a lesion mask.
+            ManifestError: if no case of the split has a mask with a lesion.
+            ValueError: if a number is out of its range.
         """
+        if not 0 <= negative_share < 1:
+            raise ValueError(f"negative_share must be at least 0 and below 1, got {negative_share}.")
+        if samples_per_disease is not None and samples_per_disease < 1:
+            raise ValueError(f"samples_per_disease must be at least 1, got {samples_per_disease}; None takes all.")
         cases = self.cases(split, max_cases)
-        positives = {key: [c for c in cases if key in c["lesion_masks"]] for key in self.disease_set.keys}
+        positives = {key: [c for c in cases if _has_lesion(c, key)] for key in self.disease_set.keys}
         positives = {key: group for key, group in positives.items() if group}
         if not positives:
             raise ManifestError(
-                f"{self.manifest.path}: no {split} case has a lesion mask of {list(self.disease_set.keys)}; prepare "
-                f"the "
-                f"data with --lesion-masks."
+                f"{self.manifest.path}: no {split} case has a mask with a lesion of {list(self.disease_set.keys)}; "
+                "prepare the data with --lesion-masks."
             )
         random = np.random.default_rng(seed)
         count = samples_per_disease or max(len(group) for group in positives.values())
@@ -112,7 +134,9 @@ class LesionCases:
         for key, group in positives.items():
             order = np.concatenate([random.permutation(len(group)) for _ in range(-(-count // len(group)))])[:count]
             drawn += [{**group[index], "crop_disease": key} for index in order]
-        negatives = [c for c in cases if not c["lesion_masks"] and 0.0 in c["disease_labels"]]
+        negatives = [
+            c for c in cases if 0.0 in c["disease_labels"] and not any(_has_lesion(c, key) for key in c["lesion_masks"])
+        ]
         if negatives and negative_share > 0:
             wanted = round(len(drawn) * negative_share / (1 - negative_share))
             order = np.concatenate([random.permutation(len(negatives)) for _ in range(-(-wanted // len(negatives)))])
@@ -125,11 +149,17 @@ class LesionCases:
             parts = []
             for split in SPLITS:
                 cases = self._cases[split]
-                masks = sum(disease.key in case["lesion_masks"] for case in cases)
-                partial = sum(disease.key in case["lesion_masks_partial"] for case in cases)
+                drawn = [case for case in cases if _has_lesion(case, disease.key)]
+                masks = len(drawn)
+                partial = sum(disease.key in case["lesion_masks_partial"] for case in drawn)
                 absent = sum(case["disease_labels"][index] == 0 for case in cases)
                 unknown = len(cases) - masks - absent
                 partly = f" ({partial} partial)" if partial else ""
                 parts.append(f"{split} {masks} with mask{partly}, {absent} without lesion, {unknown} unknown")
             lines.append(f"  {disease.name}: {'; '.join(parts)}")
         return "\n".join(lines)
+
+
+def _has_lesion(case: Mapping[str, Any], key: str) -> bool:
+    """Return whether a case has a mask of a disease with at least one voxel."""
+    return key in case["lesion_masks"] and key not in case.get("lesion_masks_empty", ())

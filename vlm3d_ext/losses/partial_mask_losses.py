@@ -20,10 +20,9 @@ class PartialDiceCrossEntropy(nn.Module):
     - Where the disease is there: Dice loss, and cross-entropy in which lesion voxels weigh (background voxels / lesion
       voxels) ** `balance`. A nodule is a thousandth of its crop: unweighted, the network learns first that there is
       none, and from there the gradient of Dice is too small to come back.
-    - Where it is known to be absent: cross-entropy, and the share s / (s + `absent_voxels`) of the squared
-    probabilities'
-      sum s, which counts false positives as Dice counts true ones: by how much is drawn, not by how little that is of
-      the scan.
+    - Where it is known to be absent: cross-entropy, and s / (s + `absent_voxels`) of the squared probabilities' sum s,
+      which counts false positives as Dice counts true ones: by how much is drawn, not by how little that is of the
+      scan.
     - A scan and disease of which no voxel is known counts nowhere.
 
     The mean is taken over scans of the mean over their known diseases, so that ranks add up.
@@ -70,6 +69,8 @@ class PartialDiceCrossEntropy(nn.Module):
             )
         logits, target = logits.flatten(2).float(), target.flatten(2)
         known = (target != UNKNOWN).float()
+        # A factor of zero would let an infinite logit through as NaN.
+        logits = logits.masked_fill(target == UNKNOWN, 0)
         truth = (target == 1).float()
         num_known, num_lesion = known.sum(-1), truth.sum(-1)
         present = (num_lesion > 0).float()

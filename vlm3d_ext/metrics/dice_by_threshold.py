@@ -6,6 +6,7 @@ Shape letters: B batch, N scans, T thresholds, L diseases.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import ignite.distributed as idist
@@ -33,9 +34,12 @@ class DiceByThreshold(Metric):
     threshold is 0.5.
 
     Args:
-        thresholds: candidates.
+        thresholds: candidates, rising, in (0, 1]; a voxel is drawn from its threshold on.
         false_positive_cost: in Dice.
         output_transform: from the engine's output to probabilities (B, L, d, h, w) and targets of 0, 1, 255 (unknown).
+
+    Raises:
+        ValueError: if the candidates are none, do not rise, or one lies outside (0, 1].
     """
 
     def __init__(
@@ -44,7 +48,10 @@ class DiceByThreshold(Metric):
         false_positive_cost: float = 0.0,
         output_transform: Callable[[Any], Any] = probabilities_and_target,
     ) -> None:
-        self.thresholds = torch.tensor(list(thresholds), dtype=torch.float32)
+        edges = list(thresholds)
+        if not edges or edges[0] <= 0 or edges[-1] > 1 or any(b <= a for a, b in pairwise(edges)):
+            raise ValueError(f"thresholds must rise within (0, 1], got {edges}.")
+        self.thresholds = torch.tensor(edges, dtype=torch.float32)
         self.false_positive_cost = false_positive_cost
         self.best_thresholds = torch.zeros(0)
         self.dice = torch.zeros(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import scipy.ndimage
 import torch
@@ -13,6 +12,7 @@ from monai.transforms import Randomizable, Transform
 
 from ..data.lesion_cases import UNKNOWN
 from ..data.prepared_case import PreparedCaseError
+from ..data.scan_reader import read_mask
 from ..text.disease_set import DiseaseSet
 
 __all__ = ["LoadLesionTargetsd", "RandLesionCropsd"]
@@ -21,9 +21,10 @@ __all__ = ["LoadLesionTargetsd", "RandLesionCropsd"]
 class LoadLesionTargetsd(Transform):
     """Reads the lesion masks of a case on its prepared grid: adds ``target`` (L, D, H, W) uint8.
 
-    1 is lesion, 0 is none, 255 is unknown. A disease without a mask is 0 everywhere if the label says that it is
-    absent, otherwise unknown everywhere. Where the annotation is partial, a shell around the marked lesions is 0 and
-    the rest unknown, so that a lesion nobody marked is not punished.
+    1 is lesion, 0 is none, 255 is unknown. A disease without a mask, or with an empty one, is 0 everywhere if the label
+    says that it is absent, otherwise unknown everywhere (`LesionCases` says what an empty mask means). Where the
+    annotation is partial, a shell around the marked lesions is 0 and the rest unknown, so that a lesion nobody marked
+    is not punished.
 
     Takes away ``lesion_masks``, ``lesion_masks_partial`` and ``disease_labels``.
 
@@ -32,7 +33,8 @@ class LoadLesionTargetsd(Transform):
         partial_shell_mm: thickness of the shell around partially annotated lesions.
 
     Raises:
-        PreparedCaseError: if a mask cannot be read, is no mask of 0 and 1, or lies on another grid than the image.
+        UnusableScanError: if a mask cannot be read.
+        PreparedCaseError: if a mask has other values than 0 and 1, or lies on another grid than the image.
     """
 
     def __init__(self, disease_set: DiseaseSet, partial_shell_mm: float = 15.0) -> None:
@@ -47,29 +49,26 @@ class LoadLesionTargetsd(Transform):
         size = tuple(data["image"].shape[1:])
         target = np.empty((self.disease_set.num_diseases, *size), dtype=np.uint8)
         for index, disease in enumerate(self.disease_set.keys):
-            if disease in masks:
-                target[index] = self._read(masks[disease], size)
-                if disease in partial:
-                    self._forget_what_is_far(target[index], data["spacing_mm"].tolist())
-            else:
+            mask = self._read(masks[disease], size) if disease in masks else None
+            if mask is None or not mask.any():
                 target[index] = 0 if labels[index] == 0 else UNKNOWN
+                continue
+            target[index] = mask
+            if disease in partial:
+                self._forget_what_is_far(target[index], data["spacing_mm"].tolist())
         data["target"] = torch.from_numpy(target)
         return data
 
     @staticmethod
     def _read(path: str, size: tuple[int, ...]) -> np.ndarray:
-        try:
-            mask = np.asarray(nib.load(path).dataobj).T
-        except (OSError, nib.filebasedimages.ImageFileError, EOFError) as error:
-            raise PreparedCaseError(f"{path}: no readable mask ({error}); prepare the scan again.") from None
+        mask, _ = read_mask(path)
         if mask.shape != size:
             raise PreparedCaseError(
                 f"{path}: the mask has shape {mask.shape}, its prepared image {size}; prepare the scan again."
             )
-        if mask.dtype.kind not in "biu" or mask.min() < 0 or mask.max() > 1:
+        if mask.max() > 1:
             raise PreparedCaseError(
-                f"{path}: the mask holds {mask.dtype} from {mask.min()} to {mask.max()}, expected 0 and 1; "
-                f"prepare the scan again."
+                f"{path}: the mask has values up to {mask.max()}, expected 0 and 1; prepare the scan again."
             )
         return mask
 

@@ -113,6 +113,8 @@ class DenoisingTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden_size)
         self.reconstruction = nn.Linear(hidden_size, hidden_size)
+        # without noise nothing reaches it, and data-parallel training waits for the gradient of each trainable weight
+        self.reconstruction.requires_grad_(max_noise > 0)
 
     def forward(
         self, features: Tensor, texts: Tensor, depth_mm: Tensor, token_mask: Tensor | None = None
@@ -129,7 +131,7 @@ class DenoisingTransformer(nn.Module):
         x = clean
         noisy = self.training and self.max_noise > 0
         if noisy:
-            strength = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * self.max_noise
+            strength = torch.rand(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype) * self.max_noise
             x = x + strength * torch.randn_like(x)
         rotation = self.depth_rotation(depth_mm)
         for block in self.blocks:

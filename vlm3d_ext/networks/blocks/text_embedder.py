@@ -47,8 +47,7 @@ class TextEmbedder(nn.Module):
         if text_encoder.hidden_size != self.text_hidden_size:
             raise ValueError(
                 f"text encoder {text_encoder.name} has {text_encoder.hidden_size} channels, the text embedder was "
-                f"built "
-                f"for {self.text_hidden_size}; set --text_hidden_size {text_encoder.hidden_size}."
+                f"built for {self.text_hidden_size}; set --text_hidden_size {text_encoder.hidden_size}."
             )
         found = text_encoder.embed_findings(self.disease_set.findings(), use_negative=False)
         self.embeddings.copy_(found.positive)

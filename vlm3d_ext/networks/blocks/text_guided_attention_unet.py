@@ -68,7 +68,7 @@ class TextAttentionGate(nn.Module):
             texts: (B, L, text_channels).
         """
         key, value = self.text_key_value(texts).chunk(2, dim=-1)
-        key = torch.cat([self.null_key.to(key.dtype).expand(len(key), 1, -1), key], dim=1)  # (B, 1 + L, hidden)
+        key = torch.cat([self.null_key.to(key.dtype).expand(key.shape[0], 1, -1), key], dim=1)  # (B, 1 + L, hidden)
         value = pad(value, (0, 0, 1, 0))  # the null text says nothing
         asked = self.query(gate)
         share = torch.einsum("bkc,bcdhw->bkdhw", key, asked) / math.sqrt(asked.shape[1])
@@ -110,7 +110,7 @@ class TextGuidedHead(nn.Module):
 
     def forward(self, features: Tensor, texts: Tensor) -> Tensor:
         """Return logits (B, L, d, h, w) of features (B, in_channels, d / stride, ...) and texts (L, text_channels)."""
-        num_diseases, hidden, drawn = len(texts), self.head_channels, self.sizes[-1]
+        num_diseases, hidden, drawn = texts.shape[0], self.head_channels, self.sizes[-1]
         first, first_bias, second, second_bias = self.controller(texts).to(features.dtype).split(self.sizes, dim=1)
         first = first.reshape(num_diseases * hidden, self.in_channels, 1, 1, 1) / math.sqrt(self.in_channels)
         x = leaky_relu(conv3d(features, first, first_bias.reshape(-1)), 0.01)
@@ -169,8 +169,8 @@ class TextGuidedAttentionUNet(nn.Module):
         if tuple(patch_size) not in voxels:
             raise ValueError(
                 f"no level of the U-Net has the token's voxel {tuple(patch_size)}: stem_stride {tuple(stem_stride)} "
-                f"and "
-                f"level_strides {[list(stride) for stride in level_strides]} give {voxels}; change them, or patch_size."
+                f"and level_strides {[list(stride) for stride in level_strides]} give {voxels}; change them, or "
+                f"patch_size."
             )
         self.token_level = voxels.index(tuple(patch_size))
         self.stride = voxels[-1]
@@ -191,10 +191,8 @@ class TextGuidedAttentionUNet(nn.Module):
             fine, coarse = channels[level], channels[level + 1]
             self.gates.append(TextAttentionGate(fine, coarse, text_channels, strides[level + 1]))
             self.up.append(nn.Conv3d(coarse, fine, 1))
-            convolutions = [_Convolution(2 * fine, fine, kernels[level])]
-            if level:
-                convolutions.append(_Convolution(fine, fine, kernels[level]))
-            self.merge.append(nn.Sequential(*convolutions))
+            # one convolution each, as in the residual-encoder U-Nets of nnU-Net: what is seen is the encoder's affair
+            self.merge.append(_Convolution(2 * fine, fine, kernels[level]))
         self.head = TextGuidedHead(channels[0], text_channels, stem_stride, head_channels)
 
     def forward(self, image: Tensor, tokens: Tensor, texts: Tensor, trunk_texts: Tensor | None = None) -> Tensor:

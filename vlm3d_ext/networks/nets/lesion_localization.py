@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ...text.disease_set import DiseaseSet, load_disease_set
 from ..blocks import DenoisedFeatures, DenoisingTransformer, TextEmbedder, TextGuidedAttentionUNet
@@ -21,12 +22,23 @@ __all__ = ["LesionLocalizationModule", "LesionProbabilities", "PlainLocalizer", 
 
 PASSES = ("shared", "per_disease")
 
+_PADDING_LOGIT = -30.0  # a probability of 1e-13
+
 
 def cut_crops(volumes: Tensor, crop_start: Tensor, crop_size: Sequence[int]) -> Tensor:
-    """Cut (B · K, ..., *crop_size) out of volumes (B, ..., d, h, w), for starts (B, K, 3) [z, y, x]."""
+    """Cut (B · K, ..., *crop_size) out of volumes (B, ..., d, h, w), for starts (B, K, 3) [z, y, x].
+
+    Raises:
+        ValueError: if a crop does not lie in the volume.
+    """
     crops = []
     for volume, starts in zip(volumes, crop_start.tolist(), strict=True):
         for start in starts:
+            if any(s < 0 or s + n > size for s, n, size in zip(start, crop_size, volume.shape[-3:], strict=True)):
+                raise ValueError(
+                    f"a crop of {tuple(crop_size)} at {tuple(start)} does not lie in {tuple(volume.shape[-3:])}; fill "
+                    f"the volume up, or make crop_size smaller."
+                )
             crops.append(volume[(..., *(slice(s, s + n) for s, n in zip(start, crop_size, strict=True)))])
     return torch.stack(crops)
 
@@ -123,12 +135,22 @@ class LesionLocalizationModule(nn.Module):
 
         Returns:
             Logits (B, L, d, h, w), or (B · K, L, *crop_size); and the loss of stage 2, None where no noise was put.
+
+        Raises:
+            ValueError: if a crop is not made of whole patches, or does not lie in the scan.
         """
         texts = self.texts()
         refined = self.refine(self.local_features(image, spacing_mm, valid_size), texts)
         if crop_start is None or crop_size is None:
-            return self.draw_windows(image, refined), refined.loss
+            return self.draw_scans(image, refined, valid_size), refined.loss
         patch = self.encoder.patch_size
+        if bool((crop_start % torch.tensor(patch, device=crop_start.device)).any()) or any(
+            n % p for n, p in zip(crop_size, patch, strict=True)
+        ):
+            raise ValueError(
+                f"crops must begin and end where patches of {patch} do, got crop_size {tuple(crop_size)} and "
+                f"crop_start {crop_start.tolist()}; make both multiples of the patch."
+            )
         crops = cut_crops(pad_to_patches(image, patch), crop_start, crop_size)
         grid = [n // p for n, p in zip(crop_size, patch, strict=True)]
         token_start = torch.div(crop_start, torch.tensor(patch, device=crop_start.device), rounding_mode="floor")
@@ -175,10 +197,31 @@ class LesionLocalizationModule(nn.Module):
         if self.passes == "shared":
             return self.unet(image, tokens, texts)
         logits = [
-            self.unet(image, tokens[:, index], texts[index : index + 1], texts[index].expand(len(image), 1, -1))
-            for index in range(len(texts))
+            self.unet(image, tokens[:, index], texts[index : index + 1], texts[index].expand(image.shape[0], 1, -1))
+            for index in range(texts.shape[0])
         ]
         return torch.cat(logits, dim=1)
+
+    def draw_scans(self, image: Tensor, refined: DenoisedFeatures, valid_size: Tensor | None = None) -> Tensor:
+        """Run stage 3 on whole scans; return logits (B, L, d, h, w).
+
+        Outside training each scan of a padded batch is drawn alone, at its own size, so that its masks do not depend on
+        the others' sizes; where it was padded, its logits are those of a probability of next to nothing.
+        """
+        size = torch.tensor(image.shape[2:])
+        if self.training or valid_size is None or bool((valid_size.cpu() == size).all()):
+            return self.draw_windows(image, refined)
+        patch = self.encoder.patch_size
+        scans = []
+        for row, (depth, height, width) in enumerate(valid_size.tolist()):
+            cut = [slice(-(-n // p)) for n, p in zip((depth, height, width), patch, strict=True)]
+            features = refined.features[row : row + 1, ..., cut[0], cut[1], cut[2], :]
+            logits = self.draw_windows(
+                image[row : row + 1, :, :depth, :height, :width], DenoisedFeatures(features, None)
+            )
+            missing = [int(most) - n for most, n in zip(size, (depth, height, width), strict=True)]
+            scans.append(pad(logits, (0, missing[2], 0, missing[1], 0, missing[0]), value=_PADDING_LOGIT))
+        return torch.cat(scans)
 
     def draw_windows(self, image: Tensor, refined: DenoisedFeatures) -> Tensor:
         """Run stage 3 on the whole scan, window by window if `window_size` says so; return logits (B, L, d, h, w)."""
@@ -189,8 +232,11 @@ class LesionLocalizationModule(nn.Module):
         image = pad_to_patches(image, patch)
         padded = image.shape[2:]
         window = [min(n, w) for n, w in zip(padded, self.window_size, strict=True)]
-        # a whole number of patches, so that a window begins where a token begins
-        overlap = [int(self.window_overlap * w / p) * p / w for w, p in zip(window, patch, strict=True)]
+        # a whole number of patches, so that a window begins where a token begins; half a voxel less, because MONAI
+        # rounds the step w (1 - overlap) down, and a step of 8 that is computed as 7.999 must not become 7
+        overlap = [
+            max(0.0, int(self.window_overlap * w / p) * p - 0.5) / w for w, p in zip(window, patch, strict=True)
+        ]
 
         def draw_window(part: Tensor, coordinates: Sequence[Sequence[slice]]) -> Tensor:
             logits = []
@@ -228,8 +274,7 @@ class PlainLocalizer(nn.Module):
         network: (B, in_channels, d, h, w) to logits (B, L, d, h, w), such as MONAI's SegResNet.
         disease_set: name or path.
         window_size: (d, h, w) voxels of the sliding windows outside training, usually the training crops; None draws
-        the
-            whole volume at once.
+            the whole volume at once.
         window_overlap: share of a window that its neighbour covers too.
 
     Attributes:

@@ -21,7 +21,8 @@ class LocalizationTraining(nn.Module):
         network: the localizer.
         loss: of logits (B, L, d, h, w) against targets of 1, 0 and 255 (unknown); see
             `vlm3d_ext.losses.PartialDiceCrossEntropy`.
-        train_encoder: whether the encoder learns too.
+        train_encoder: whether the encoder's trunk learns too; what gathers its regions, and its mask token, are not
+            used here and stay as they are.
     """
 
     def __init__(
@@ -32,7 +33,17 @@ class LocalizationTraining(nn.Module):
         self.loss = loss
         self.train_encoder = train_encoder
         if isinstance(network, LesionLocalizationModule):
-            network.encoder.requires_grad_(train_encoder)
+            encoder = network.encoder
+            encoder.requires_grad_(train_encoder)
+            # nothing reaches these, and data-parallel training waits for the gradient of each trainable weight
+            encoder.mask_token.requires_grad_(False)
+            for unused in (
+                encoder.region_classifier,
+                encoder.region_attention,
+                encoder.region_norm,
+                encoder.structure_encoder,
+            ):
+                unused.requires_grad_(False)
 
     def train(self, mode: bool = True) -> LocalizationTraining:
         """Set the mode; a frozen encoder stays in evaluation mode."""
