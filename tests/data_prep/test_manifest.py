@@ -73,6 +73,24 @@ def test_masks_that_cannot_be_right_are_left_out():
     assert left["lesion_masks_partial"] == ["consolidation"]
 
 
+def test_masks_without_a_voxel_are_named_and_those_left_out_are_not():
+    masks = {"lung_nodule": "n.nii.gz", "consolidation": "c.nii.gz", "pleural_effusion": "p.nii.gz"}
+    sidecar = {**sidecar_of("train_1_a_1"), "lesion_masks": masks}
+    in_scan = dict(zip(masks, (0, 7, 9), strict=True))
+    here = {"lung_nodule": 0, "consolidation": 7, "pleural_effusion": 0}
+
+    def empty(left_out=(), **voxels):
+        sidecars = {"train_1_a_1": [{**sidecar, **voxels}]}
+        return manifest_of(sidecars=sidecars, not_annotated={"train_1_a_1": left_out})["training"][0][
+            "lesion_masks_empty"
+        ]
+
+    # The effusion lies outside this volume; earlier versions did not count there.
+    assert empty(lesion_voxels=here, lesion_voxels_in_scan=in_scan) == ["lung_nodule", "pleural_effusion"]
+    assert empty(lesion_voxels_in_scan=in_scan) == ["lung_nodule"]
+    assert empty(["lung_nodule"], lesion_voxels=here) == ["pleural_effusion"]
+
+
 def test_a_label_without_positives_has_no_weight():
     assert manifest_of(cases=CASES[:1])["positive_weights"] == {"A": None, "B": None}
 

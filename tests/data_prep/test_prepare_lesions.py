@@ -9,9 +9,13 @@ import pytest
 from data_prep.prepare import main
 from tests.data_prep.tiny_release import GEOMETRY, SIZE, TinyRelease, chest_hu, folder_bytes, write_volume
 from vlm3d_ext.data.case_manifest import CaseManifest
+from vlm3d_ext.data.lesion_cases import LesionCases
 from vlm3d_ext.data.prepared_case import read_sidecar
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 from vlm3d_ext.data.volume_resampling import resample_binary_mask
+from vlm3d_ext.text.disease_set import load_disease_set
+
+DISEASES = load_disease_set()
 
 WINDOWS = ["--depth-policy", "windows", "--spacing-mm", "4", "6", "6"]
 
@@ -129,6 +133,9 @@ def test_windows_share_the_scans_mask_and_leave_nothing_when_refused(release, tm
     for case in windows:
         np.testing.assert_array_equal(voxels(case["lesion_masks_original_grid"]["lung_nodule"])[0], block())
     assert len({case["lesion_masks_original_grid"]["lung_nodule"] for case in windows}) == 3
+    for case in windows:
+        has_lesion = voxels(case["lesion_masks"]["lung_nodule"])[0].any()
+        assert case["lesion_masks_empty"] == ([] if has_lesion else ["lung_nodule"])
 
     # Killed after the last window's mask and before its volume; then the mask turns out to be bad.
     (tmp_path / "out" / "volumes" / "train_1_a_1_window_2.npz").unlink()
@@ -328,6 +335,23 @@ def test_masks_that_contradict_their_label(release, tmp_path):
         assert empty[key] == {}, key
     assert list(cases["train_2_a_1"]["lesion_masks"]) == ["ground_glass_opacity", "lung_nodule"]
     assert list(cases["train_3_a_1"]["lesion_masks"]) == ["pleural_effusion", "ground_glass_opacity"]
+    empty = {volume_id: case["lesion_masks_empty"] for volume_id, case in cases.items()}
+    assert empty == {
+        "train_1_a_1": [],
+        "train_2_a_1": ["ground_glass_opacity"],
+        "train_3_a_1": ["pleural_effusion"],
+        "valid_1_a_1": [],
+    }
+    order = ("pleural_effusion", "ground_glass_opacity", "lung_nodule")
+    localized = {
+        case["volume_id"]: tuple(case["disease_labels"][DISEASES.index(key)] for key in order)
+        for case in LesionCases(_manifest(tmp_path / "out")).cases(["training", "validation"])
+    }
+    assert localized == {
+        "train_1_a_1": (1, 0, 1),  # annotated nowhere, so the labels say it
+        "train_2_a_1": (0, 0, 1),  # somebody looked for ground glass and drew none
+        "train_3_a_1": (0, 1, 0),
+    }
     log, logged = log_of(tmp_path / "out")
     assert logged["train_1_a_1"]["notes"] == [
         "lung_nodule: its label is positive, but its mask is empty: counts as not annotated"

@@ -19,6 +19,8 @@ from ..data.lesion_cases import UNKNOWN
 
 __all__ = ["DiceByThreshold", "probabilities_and_target"]
 
+_CANDIDATES = tuple(n / 20 for n in range(2, 19))
+
 
 def probabilities_and_target(output: Any) -> tuple[Tensor, Tensor]:
     """Return what a localizer in training returns among its predictions."""
@@ -44,7 +46,7 @@ class DiceByThreshold(Metric):
 
     def __init__(
         self,
-        thresholds: Sequence[float] = tuple(n / 20 for n in range(2, 19)),
+        thresholds: Sequence[float] = _CANDIDATES,
         false_positive_cost: float = 0.0,
         output_transform: Callable[[Any], Any] = probabilities_and_target,
     ) -> None:

@@ -111,16 +111,27 @@ def load_disease_set(name_or_path: str | os.PathLike | DiseaseSet = "chest_ct_5"
             )
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
-        diseases = [Disease(**{key: str(entry[key]).strip() for key in _KEYS}) for entry in content["diseases"]]
-        disease_set = DiseaseSet(
-            str(content["name"]), tuple(diseases), str(content["label_set"]), str(content.get("description", ""))
-        )
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{source}: not JSON ({error}), expected a disease set.") from None
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{source}: no disease set, {error} is missing or misplaced; see chest_ct_5.json.") from None
+        raise ValueError(f"{source}: not JSON ({error}), expected a disease set; see chest_ct_5.json.") from None
+    entries = content.get("diseases") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f'{source}: no disease set, expected {{"diseases": [{{...}}, ...]}}; see chest_ct_5.json.')
+    diseases = [Disease(**{key: _text(source, entry, key) for key in _KEYS}) for entry in entries]
     _check(source, diseases)
-    return disease_set
+    return DiseaseSet(
+        _text(source, content, "name"),
+        tuple(diseases),
+        _text(source, content, "label_set"),
+        str(content.get("description", "")),
+    )
+
+
+def _text(source: Any, content: Mapping[str, Any], key: str) -> str:
+    value = content.get(key)
+    if not isinstance(value, str):
+        where = content.get("key", content.get("name", "a disease"))
+        raise ValueError(f"{source}: {key!r} of {where!r} is {value!r}, expected a text; write it.")
+    return value.strip()
 
 
 def _check(source: Any, diseases: Sequence[Disease]) -> None:
