@@ -180,16 +180,16 @@ class LesionLocalizationModule(nn.Module):
             Features (B, D, H, W, C); with `passes` "per_disease" (B, L, D, H, W, C).
         """
         features, depth_mm, mask = local
-        batch, grid = features.shape[0], features.shape[1:4]
+        batch, grid, num_texts = features.shape[0], features.shape[1:4], texts.shape[0]
         tokens, heard = features.flatten(2, 3), texts.expand(batch, *texts.shape)
         if self.passes == "per_disease":
-            tokens, depth_mm = (part.repeat_interleave(len(texts), 0) for part in (tokens, depth_mm))
-            mask = mask.repeat_interleave(len(texts), 0) if mask is not None else None
+            tokens, depth_mm = (part.repeat_interleave(num_texts, 0) for part in (tokens, depth_mm))
+            mask = mask.repeat_interleave(num_texts, 0) if mask is not None else None
             heard = texts[None].expand(batch, *texts.shape).reshape(-1, 1, texts.shape[-1])
         refined = self.denoising_transformer(tokens, heard, depth_mm, mask)
         result = refined.features.unflatten(2, grid[1:])
         if self.passes == "per_disease":
-            result = result.unflatten(0, (batch, len(texts)))
+            result = result.unflatten(0, (batch, num_texts))
         return DenoisedFeatures(result, refined.loss)
 
     def draw(self, image: Tensor, tokens: Tensor, texts: Tensor) -> Tensor:
@@ -208,18 +208,16 @@ class LesionLocalizationModule(nn.Module):
         Outside training each scan of a padded batch is drawn alone, at its own size, so that its masks do not depend on
         the others' sizes; where it was padded, its logits are those of a probability of next to nothing.
         """
-        size = torch.tensor(image.shape[2:])
-        if self.training or valid_size is None or bool((valid_size.cpu() == size).all()):
+        if self.training or valid_size is None:
             return self.draw_windows(image, refined)
-        patch = self.encoder.patch_size
+        patch, size = self.encoder.patch_size, image.shape[2:]
         scans = []
         for row, (depth, height, width) in enumerate(valid_size.tolist()):
             cut = [slice(-(-n // p)) for n, p in zip((depth, height, width), patch, strict=True)]
             features = refined.features[row : row + 1, ..., cut[0], cut[1], cut[2], :]
-            logits = self.draw_windows(
-                image[row : row + 1, :, :depth, :height, :width], DenoisedFeatures(features, None)
-            )
-            missing = [int(most) - n for most, n in zip(size, (depth, height, width), strict=True)]
+            scan = image[row : row + 1, :, :depth, :height, :width]
+            logits = self.draw_windows(scan, DenoisedFeatures(features, None))
+            missing = [most - n for most, n in zip(size, (depth, height, width), strict=True)]
             scans.append(pad(logits, (0, missing[2], 0, missing[1], 0, missing[0]), value=_PADDING_LOGIT))
         return torch.cat(scans)
 
@@ -234,9 +232,7 @@ class LesionLocalizationModule(nn.Module):
         window = [min(n, w) for n, w in zip(padded, self.window_size, strict=True)]
         # a whole number of patches, so that a window begins where a token begins; half a voxel less, because MONAI
         # rounds the step w (1 - overlap) down, and a step of 8 that is computed as 7.999 must not become 7
-        overlap = [
-            max(0.0, int(self.window_overlap * w / p) * p - 0.5) / w for w, p in zip(window, patch, strict=True)
-        ]
+        overlap = [max(0.0, int(self.window_overlap * w / p) * p - 0.5) / w for w, p in zip(window, patch, strict=True)]
 
         def draw_window(part: Tensor, coordinates: Sequence[Sequence[slice]]) -> Tensor:
             logits = []
