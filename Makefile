@@ -1,22 +1,28 @@
 # Two commands do everything, set-up included:
-#   make demo   environment, synthetic CT-RATE, preparation, encoder -> classification: training, evaluation, inference
+#   make demo   environment, synthetic CT-RATE, preparation, encoder -> classification -> localization:
+#               training, evaluation, inference
 #   make test   environment and the whole test suite
+# and, after the demo:
+#   make segresnet   MONAI's SegResNet trained on the same cases for the same time, for comparison
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo_run
 BIN := $(VENV)/bin
 ENCODER := bundles/encoder/configs
 CLASSIFICATION := bundles/classification/configs
+LOCALIZATION := bundles/localization/configs
 OVERLAYS := bundles/_overlays
+# as many steps as take the localizer's own training time on two cores
+SEGRESNET = --demo_dir $(abspath $(DEMO)) --run_dir $(abspath $(DEMO))/localization_segresnet --epochs 1
 RUN := $(BIN)/python -m monai.bundle run
 export MLFLOW_DISABLE_TELEMETRY := true
 # one thread per process is the fastest and steadiest where two processes share two cores
 PYTEST_WORKERS ?= 2
 
-.PHONY: help env demo test check clean
+.PHONY: help env demo segresnet test check clean
 
 help:
-	@sed -n '2,3s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
 env: $(VENV)/.installed
 
@@ -41,6 +47,15 @@ demo: env
 	$(RUN) --workflow_type infer --config_file "['$(CLASSIFICATION)/inference.json','$(OVERLAYS)/demo.json','$(CLASSIFICATION)/demo.json']" --demo_dir $(abspath $(DEMO))
 	$(BIN)/python -m vlm3d_ext.engines.challenge_classification_score --predictions $(DEMO)/classification/predictions/tables/challenge_classification.json \
 		--labels $(DEMO)/raw/multi_abnormality_labels/valid_predicted_labels.csv --training-labels $(DEMO)/raw/multi_abnormality_labels/train_predicted_labels.csv
+	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/evaluate.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN) --workflow_type infer --config_file "['$(LOCALIZATION)/inference.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" --demo_dir $(abspath $(DEMO)) \
+		--montages True --max_cases 16
+	$(BIN)/python -m vlm3d_ext.run_summary $(DEMO)
+
+segresnet: env
+	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/segresnet.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" $(SEGRESNET)
+	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/evaluate.json','$(LOCALIZATION)/segresnet.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" $(SEGRESNET)
 	$(BIN)/python -m vlm3d_ext.run_summary $(DEMO)
 
 test: env
