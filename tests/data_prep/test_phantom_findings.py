@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import label
 
 from data_prep.finding_record import (
     CT_RATE_18,
@@ -12,7 +13,7 @@ from data_prep.finding_record import (
     ct_rate_labels,
     vlm3d_labels,
 )
-from data_prep.phantom import ThoraxPhantom
+from data_prep.phantom import ThoraxPhantom, _without_specks
 from data_prep.phantom_body import draw_patient_body
 from data_prep.phantom_findings import choose_findings
 from data_prep.phantom_lung_findings import keep_parts
@@ -197,3 +198,41 @@ def test_labels_follow_from_findings(keys, ct_rate, vlm3d):
 def test_every_label_of_both_sets_has_a_finding():
     everything = [Finding(key, "", ()) for key in FINDING_PREVALENCE]
     assert all(ct_rate_labels(everything).values()) and all(vlm3d_labels(everything).values())
+
+
+def _part_sizes(mask):
+    parts, count = label(mask, structure=np.ones((3, 3, 3)))
+    return np.bincount(parts.ravel(), minlength=count + 1)[1:]
+
+
+@pytest.mark.parametrize("key", ["pleural_effusion", "pericardial_effusion"])
+def test_an_effusion_has_no_specks(key):
+    """Organs painted over fluid leave specks of it, which nobody would draw and every metric of lesions would count."""
+    for seed in range(8):
+        body = draw_patient_body(seed)
+        findings = choose_findings(body, [key, "cardiomegaly"], seed, least_radius_mm=5.2)
+        sizes = _part_sizes(ThoraxPhantom(seed, findings).sample(SIZE, SPACING, noise_hu=0).lesion_masks[key])
+        assert sizes.min() >= 0.03 * sizes.max(), (seed, sizes)
+
+
+def test_specks_are_parts_below_three_hundredths_of_the_largest():
+    mask = np.zeros((12, 14, 16), dtype=bool)
+    mask[:4, :5, :5] = True  # 100
+    mask[6:7, 0:3, 0:1] = True  # 3
+    mask[10, 10, 10] = mask[11, 11, 11] = True  # 2, joined at a corner
+    expected = mask.copy()
+    expected[10:] = False
+    np.testing.assert_array_equal(_without_specks(mask), expected)
+    np.testing.assert_array_equal(_without_specks(expected), expected)
+    mask[9, 9, 9] = True  # the corner's third voxel
+    np.testing.assert_array_equal(_without_specks(mask), mask)
+
+
+def test_nodules_are_no_specks_of_each_other():
+    body = draw_patient_body(SEED)
+    centres = lung_points(body, np.random.default_rng(0), 5, 2, 22.0)
+    geometry = {"centres": centres, "radii": np.array([18.0, 4.5]), "lobes": [5, 5]}
+    finding = Finding("lung_nodule", "right", ("right_lower_lobe",), 36.0, pattern="solid", geometry=geometry)
+    sample = ThoraxPhantom(SEED, [finding]).sample((80, 100, 100), (4.0, 3.6, 3.6), noise_hu=0)
+    sizes = _part_sizes(sample.lesion_masks["lung_nodule"])
+    assert len(sizes) == 2 and 0 < sizes.min() < 0.03 * sizes.max()

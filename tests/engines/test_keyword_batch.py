@@ -1,3 +1,4 @@
+import pytest
 import torch
 from monai.engines import SupervisedEvaluator
 from torch import nn
@@ -53,3 +54,13 @@ def test_another_entry_can_stand_in_the_images_place():
     features, _, _, keywords = PrepareKeywordBatch(keys=["labels"], image_key="spacing_mm")(BATCH)
     assert torch.equal(features, BATCH["spacing_mm"]) and list(keywords) == ["labels"]
     assert list(PrepareKeywordBatch(image_key="spacing_mm")(BATCH)[3]) == ["image", "extra"]
+
+
+def test_optional_entries_are_passed_where_the_batch_has_them():
+    prepare = PrepareKeywordBatch(keys=["spacing_mm"], optional_keys=["valid_size", "extra"])
+    assert list(prepare(BATCH)[3]) == ["spacing_mm", "extra"]
+    smaller = {key: value for key, value in BATCH.items() if key != "extra"}
+    assert list(prepare(smaller)[3]) == ["spacing_mm"]
+    assert list(prepare({**smaller, "valid_size": torch.ones(2, 3)}, "meta")[3]["valid_size"].shape) == [2, 3]
+    with pytest.raises(KeyError, match="spacing_mm"):
+        prepare({"image": BATCH["image"]})

@@ -46,3 +46,10 @@ def test_a_damaged_file_is_named(tmp_path):
         file.truncate(100)
     with pytest.raises(PreparedCaseError, match=r"train_1_a_1\.npz"):
         LoadPreparedCased()(case)
+
+
+def test_further_entries_are_handed_on_where_the_case_has_them(tmp_path):
+    case = CaseManifest(make_prepared_release(tmp_path, (1, 1, 1))).cases("training")[0]
+    loaded = LoadPreparedCased(keep=["geometry", "lesion_masks", "crop_disease"])({**case, "lesion_masks": {"a": "b"}})
+    assert loaded["geometry"] == case["geometry"] and loaded["lesion_masks"] == {"a": "b"}
+    assert "crop_disease" not in loaded and "geometry" not in LoadPreparedCased()(case)
