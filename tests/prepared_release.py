@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ def make_prepared_release(
     num_windows: int = 1,
     seed: int = 0,
     with_lesions: bool = False,
+    sizes: Mapping[int, tuple[int, int, int]] | None = None,
+    slice_mm: float = 5.0,
 ) -> Path:
     """Write prepared cases and their manifest; returns the manifest's path.
 
@@ -32,6 +35,15 @@ def make_prepared_release(
     With lesions, the base is drawn as pleural effusion and the middle as pericardial effusion, on the prepared grid and
     on that of scans with pixels half as large, stored in two orientations; every seventh case is annotated in part.
     Nobody says anything of nodules.
+
+    Args:
+        folder: where to.
+        num_cases: of training, validation and test; they are numbered through from 1.
+        num_windows: channels of the images.
+        seed: of the noise.
+        with_lesions: whether lesions are drawn.
+        sizes: number of a case -> size of its image, where it is not `SIZE`.
+        slice_mm: distance of slices.
     """
     generator = np.random.default_rng(seed)
     names = load_label_set("ct_rate_18").names
@@ -41,23 +53,32 @@ def make_prepared_release(
         manifest[split] = []
         for _ in range(count):
             number += 1
-            case = _write_case(folder, number, split, names, num_windows, generator)
-            manifest[split].append({**case, **_write_lesions(folder, number, case, names)} if with_lesions else case)
-    manifest["fingerprint"] = f"tiny-{seed}-{num_cases}-{num_windows}"
+            source = source_geometry(number, (sizes or {}).get(number, SIZE), slice_mm)
+            case = _write_case(folder, number, split, names, num_windows, generator, source)
+            manifest[split].append({**case, **_write_lesions(folder, number, case, source)} if with_lesions else case)
+    manifest["fingerprint"] = f"tiny-{seed}-{num_cases}-{num_windows}-{with_lesions}-{sizes}-{slice_mm}"
     path = folder / "manifest.json"
     write_json(path, manifest)
     return path
 
 
-def source_geometry(number: int) -> VolumeGeometry:
-    """Return the stored grid of a case's scan: the same body as the prepared one, of 1 mm pixels."""
-    return oriented_geometry("RAS" if number % 2 else "LPS", (32, 32, 8), (1.0, 1.0, 5.0))
+def source_geometry(number: int, size: tuple[int, int, int] = SIZE, slice_mm: float = 5.0) -> VolumeGeometry:
+    """Return the stored grid of a case's scan: the same body as the prepared one of a size, with pixels of 1 mm."""
+    shape_ijk = (2 * size[2], 2 * size[1], size[0])
+    return oriented_geometry("RAS" if number % 2 else "LPS", shape_ijk, (1.0, 1.0, slice_mm))
 
 
-def _write_case(folder, number, split, names, num_windows, generator):
+def _prepared_geometry(source: VolumeGeometry) -> VolumeGeometry:
+    depth, height, width = source.shape
+    (prepared,) = target_geometry(source.canonical(), (depth, height // 2, width // 2))
+    return prepared
+
+
+def _write_case(folder, number, split, names, num_windows, generator, source):
     effusion, large_heart = number % 2, (number // 2) % 2
-    image = generator.integers(0, 60, (num_windows, *SIZE))
-    regions = np.zeros(SIZE, dtype=np.uint8)
+    prepared = _prepared_geometry(source)
+    image = generator.integers(0, 60, (num_windows, *prepared.shape))
+    regions = np.zeros(prepared.shape, dtype=np.uint8)
     regions[:4, :, :8] = 5
     regions[4:, :, 8:] = 1
     regions[2:6, 4:12, 4:12] = 7
@@ -66,18 +87,17 @@ def _write_case(folder, number, split, names, num_windows, generator):
     has_mask = number % 4 != 0
     prefix = "valid" if split == "test" else "train"
     volume_id = f"{prefix}_{number}_a_1"
-    spacing = [5.0, 2.0, 2.0]
     images = image.astype(np.uint8)
     write_prepared_case(
         folder,
         volume_id,
         images if num_windows > 1 else images[0],
         regions if has_mask else None,
-        spacing,
+        list(prepared.spacing_mm),
         {
             "volume_id": volume_id,
-            "prepared_geometry": target_geometry(source_geometry(number).canonical(), SIZE)[0].to_dict(),
-            "source_geometry": source_geometry(number).to_dict(),
+            "prepared_geometry": prepared.to_dict(),
+            "source_geometry": source.to_dict(),
         },
     )
     labels: list[int | None] = [0] * len(names)
@@ -103,18 +123,18 @@ def _write_case(folder, number, split, names, num_windows, generator):
     }
 
 
-def _write_lesions(folder, number, case, names):
-    source = source_geometry(number)
-    prepared = target_geometry(source.canonical(), SIZE)[0]
-    labels = list(case["labels"])
+def _write_lesions(folder, number, case, source):
+    prepared = _prepared_geometry(source)
+    names, labels = load_label_set("ct_rate_18").names, list(case["labels"])
     labels[names.index("Pericardial effusion")] = large_heart = (number // 2) % 2
     labels[names.index("Lung nodule")] = None
-    base, middle = np.zeros(SIZE, dtype=np.uint8), np.zeros(SIZE, dtype=np.uint8)
+    base, middle = np.zeros((2, *prepared.shape), dtype=np.uint8)
     base[:2] = 1
     middle[2:6, 4:12, 4:12] = 1
     drawn = {"pleural_effusion": base} if number % 2 else {}
     drawn |= {"pericardial_effusion": middle} if large_heart else {}
     paths: dict[str, dict[str, str]] = {"lesion_masks": {}, "lesion_masks_original_grid": {}}
+    drawn = {disease: mask for disease, mask in drawn.items() if mask.any()}
     for disease, mask in drawn.items():
         for name, of_paths in paths.items():
             of_paths[disease] = f"{name}/{disease}/{case['volume_id']}.nii.gz"

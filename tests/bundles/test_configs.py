@@ -12,9 +12,23 @@ from vlm3d_ext.engines.checked_overrides import check_overrides
 
 BUNDLE_NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
 CONFIGS = sorted(BUNDLES.glob("*/configs/*.json")) + sorted((BUNDLES / "_overlays").glob("*.json"))
-MOST_LINES = {"train": 210, "inference": 125, "evaluate": 60}
+# the localizer has three stages to write out, and crops, targets and thresholds beside them
+MOST_LINES = {"train": 210, "inference": 125, "evaluate": 60, "localization/train": 225}
 KNOBS = {"dataset_dir", "manifest", "run_dir", "ckpt_dir", "output_dir", "epochs", "batch_size", "global_batch_size",
          "learning_rate", "seed", "resume", "amp", "num_workers", "max_cases"}  # fmt: skip
+
+# arguments of networks that change nothing outside training
+TRAINING_ONLY = {"max_noise", "use_checkpoint"}
+SHARED_WIRING = {
+    "train": ["device", "accumulation_steps", "manifest", "ckpt_dir", "output_dir", "network", "loss::_target_",
+              "optimizer::_target_", "optimizer::lr", "optimizer::params::network", "lr_scheduler", "case_manifest",
+              "lineage::_target_", "lineage::manifest", "lineage::allow_mismatch", "lineage::config", "history",
+              "checkpoint::training_objects", "checkpoint::resume", "checkpoint::lineage", "checkpoint::save_dir",
+              "train::dataset::_target_", "train::dataset::seed", "train::trainer", "validate::evaluator::network",
+              "validate::evaluator::val_handlers", "validate::evaluator::amp", "run"],
+    "inference": ["device", "ckpt_path", "manifest", "case_manifest", "lineage::_target_", "lineage::manifest",
+                  "lineage::phase", "lineage::allow_mismatch", "inferer", "evaluator"],
+}  # fmt: skip
 
 
 def _load(path: Path) -> dict:
@@ -35,7 +49,7 @@ def test_config_is_strict_json_of_readable_size(path):
         assert len(keys) == len(set(keys)), f"duplicate keys in {path}: {keys}"
     lines = text.splitlines()
     assert path.stem == "metadata" or max(map(len, lines)) <= 130  # metadata holds whole sentences
-    assert len(lines) <= MOST_LINES.get(path.stem, 90)
+    assert len(lines) <= MOST_LINES.get(f"{path.parts[-3]}/{path.stem}", MOST_LINES.get(path.stem, 90))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
@@ -55,11 +69,51 @@ def test_every_target_exists(path):
 @pytest.mark.parametrize("bundle", BUNDLE_NAMES)
 def test_train_and_inference_agree(bundle):
     train, inference = (_load(BUNDLES / bundle / "configs" / f"{name}.json") for name in ("train", "inference"))
-    assert train["network_def"] == inference["network_def"]
-    for key in re.findall(r"@(\w+)", json.dumps(train["network_def"])):
+    assert _without(TRAINING_ONLY, train["network_def"]) == inference["network_def"]
+    for key in re.findall(r"@(\w+)", json.dumps(inference["network_def"])):
         assert train[key] == inference[key], f"{key} differs between {bundle}'s train.json and inference.json"
     assert train.keys() >= KNOBS, f"missing: {KNOBS - train.keys()}"
     assert train["bundle_root"] == inference["bundle_root"]
+
+
+def _without(names: set[str], content):
+    """Return nested dictionaries without some keys."""
+    if not isinstance(content, dict):
+        return content
+    return {key: _without(names, value) for key, value in content.items() if key not in names}
+
+
+def _flat(content: dict, prefix: str = "") -> dict:
+    """Return the leaves of nested dictionaries by their ids, lists as leaves."""
+    leaves = {}
+    for key, value in content.items():
+        nested = isinstance(value, dict) and value
+        leaves |= _flat(value, f"{prefix}{key}::") if nested else {f"{prefix}{key}": value}
+    return leaves
+
+
+@pytest.mark.parametrize("name", SHARED_WIRING)
+def test_bundles_are_wired_alike(name):
+    """What no bundle has a reason to do in its own way, written out in each of them, is the same in all."""
+    configs = {bundle: _flat(_load(BUNDLES / bundle / "configs" / f"{name}.json")) for bundle in BUNDLE_NAMES}
+    assert len(configs) >= 3
+    for start in SHARED_WIRING[name]:
+        shared = {}
+        for bundle, config in configs.items():
+            shared[bundle] = {k: v for k, v in config.items() if k == start or k.startswith(f"{start}::")}
+            assert shared[bundle], f"{bundle}'s {name}.json lacks {start}"
+            assert shared[bundle] == shared[BUNDLE_NAMES[0]], f"{start} of {bundle} and {BUNDLE_NAMES[0]} differ"
+
+
+@pytest.mark.parametrize("bundle", BUNDLE_NAMES)
+def test_a_training_s_handlers_stand_in_order(bundle):
+    """The upstream weights come before everything that looks at weights; the checkpoint is written when all is done."""
+    handlers = _load(BUNDLES / bundle / "configs" / "train.json")["train"]["handlers"]
+    names = [handler if isinstance(handler, str) else handler["_target_"].rsplit(".", 1)[1] for handler in handlers]
+    shared = ["LineageHandler", "IterationSeed", "GradientClipping", "LrScheduleHandler", "ValidationHandler"]
+    shared += ["@history", "ProgressBar", "@checkpoint"]
+    assert [name for name in names if name in shared] == shared and names[-1] == "@checkpoint"
+    assert "@upstream_weights" not in names[1:]
 
 
 def test_export_network_is_built_like_network_def():
@@ -125,7 +179,8 @@ def test_files_and_options_named_in_the_docs_exist(page, monkeypatch):
     assert commands, f"{page} has no command"
     for line in commands:
         for name in re.findall(r"(?:bundles|docs)/[\w/.-]+\.(?:json|md)", line):
-            assert (REPOSITORY / name).exists(), f"{page}: {name} in {line!r}"
+            made_by_a_run = "/predictions/" in name
+            assert made_by_a_run or (REPOSITORY / name).exists(), f"{page}: {name} in {line!r}"
         for module in re.findall(r"-m ((?:vlm3d_ext|data_prep)[\w.]*)", line):
             assert importlib.util.find_spec(module), f"{page}: {module} in {line!r}"
         if "monai.bundle run " in line:
@@ -141,6 +196,7 @@ def test_help_of_the_commands_named_in_the_docs_runs():
         "data_prep.prepare",
         "vlm3d_ext.run_summary",
         "vlm3d_ext.engines.torch_export",
+        "vlm3d_ext.engines.challenge_localization_score",
     ):
         result = run_command([__import__("sys").executable, "-m", module, "--help"])
         assert "usage" in result.stdout.lower()

@@ -50,9 +50,9 @@ VALIDATION_FIGURES = ["mean_dice", "loss"]
 
 
 def evaluate(options: dict, output_dir: Path, *deltas: str) -> dict:
-    """Run evaluate.json; returns its localization.json."""
+    """Run train.json with evaluate.json or other deltas; returns the localization.json that it leaves."""
     options = {**options, "output_dir": str(output_dir), "num_resamples": 100, "num_montages": 1}
-    run(config_file=config_files(TRAIN, "localization/evaluate", *deltas), **options)
+    run(config_file=config_files(TRAIN, *(deltas or ("localization/evaluate",))), **options)
     return json.loads((output_dir / "localization.json").read_text())
 
 
@@ -382,9 +382,10 @@ def test_segresnet_is_trained_and_measured_on_the_same_cases(localizer_options, 
     assert lineage["upstream"] == {} and lineage["phase"] == "localization-segresnet"
     assert {name.split(".")[0] for name in checkpoint_weights(run_dir / "models/model.pt")} == {"network", "thresholds"}
 
-    options |= {"output_dir": str(tmp_path / "eval"), "num_resamples": 5, "num_montages": 0}
-    run(config_file=config_files(TRAIN, "localization/evaluate", "localization/segresnet"), **options)
-    own, other = rows_of(json.loads((tmp_path / "eval" / "localization.json").read_text())), rows_of(evaluation[1])
+    orders = [("localization/evaluate", "localization/segresnet"), ("localization/segresnet", "localization/evaluate")]
+    contents = [evaluate(options, tmp_path / str(number), *order) for number, order in enumerate(orders)]
+    assert contents[0] == contents[1]
+    own, other = rows_of(contents[0]), rows_of(evaluation[1])
     for name in DRAWN:
         for figure in ("positive_scans", "lesions", "ceiling_dice", "baseline_dice"):
             assert own[name][figure] == other[name][figure], figure
