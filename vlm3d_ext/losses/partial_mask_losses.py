@@ -31,16 +31,20 @@ class PartialDiceCrossEntropy(nn.Module):
     et al. 2021).
 
     Args:
-        dice_weight: of the Dice loss and of its counterpart for absent diseases.
+        dice_weight: of the Dice loss.
+        absent_weight: of its counterpart for absent diseases. A scan has few of the diseases and lacks many: at the
+        weight
+            of Dice, drawing nothing at all is learnt first, and hard ones stay so.
         cross_entropy_weight: of the cross-entropy.
         balance: exponent of the weight of lesion voxels; 0 weighs all voxels alike, 1 lesion and background alike.
-        absent_voxels: number of surely drawn voxels at which an absent disease costs half of `dice_weight`.
+        absent_voxels: number of surely drawn voxels at which an absent disease costs half of `absent_weight`.
         smooth: voxels added to numerator and denominator of Dice, so that a lesion of few voxels has a gradient.
     """
 
     def __init__(
         self,
         dice_weight: float = 1.0,
+        absent_weight: float = 0.25,
         cross_entropy_weight: float = 1.0,
         balance: float = 0.5,
         absent_voxels: float = 100.0,
@@ -48,6 +52,7 @@ class PartialDiceCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         self.dice_weight = dice_weight
+        self.absent_weight = absent_weight
         self.cross_entropy_weight = cross_entropy_weight
         self.balance = balance
         self.absent_voxels = absent_voxels
@@ -86,7 +91,9 @@ class PartialDiceCrossEntropy(nn.Module):
         invented = drawn.square().sum(-1)
         invented = invented / (invented + self.absent_voxels)
 
-        per_disease = self.cross_entropy_weight * entropy + self.dice_weight * torch.where(present > 0, dice, invented)
+        per_disease = self.cross_entropy_weight * entropy + torch.where(
+            present > 0, self.dice_weight * dice, self.absent_weight * invented
+        )
         is_known = (num_known > 0).float()
         per_scan = (per_disease * is_known).sum(1) / is_known.sum(1).clamp_min(1)
         return per_scan.mean()
