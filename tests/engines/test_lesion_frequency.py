@@ -61,7 +61,7 @@ def test_the_cut_is_the_best_of_a_plain_loop(tmp_path):
         shown = {v for v in np.ndindex(SIZE) if found.frequency[NODULE][v] >= cut}
         return np.mean([2 * len(shown & set(voxels)) / (len(shown) + len(voxels)) for voxels in drawn])
 
-    scores = [mean_dice(cut) for cut in np.linspace(0.05, 0.95, 19)]
+    scores = [mean_dice(cut) for cut in np.linspace(0.049, 0.949, 19)]
     assert mean_dice(found.thresholds[NODULE]) == pytest.approx(max(scores)) and max(scores) > min(scores) + 0.1
 
 
@@ -74,6 +74,16 @@ def test_empty_and_partial_masks_say_nothing_of_where_lesions_lie(tmp_path):
     alone = lesion_frequency([whole])
     np.testing.assert_array_equal(found.frequency, alone.frequency)
     assert found.thresholds.tolist() == alone.thresholds.tolist() and alone.frequency[NODULE][A] == 1
+
+
+@pytest.mark.parametrize("num_masks", [2, 3, 7, 10, 20, 200])
+def test_no_share_of_scans_lies_on_a_cut(tmp_path, num_masks):
+    """Every cut that can be chosen is further from every share of the scans than rounding reaches."""
+    shares = np.arange(num_masks + 1) / num_masks
+    case = case_of(tmp_path, 0, lung_nodule=[A])
+    cut = lesion_frequency([case]).thresholds[NODULE]
+    cuts = cut + 0.05 * np.arange(19)  # the first of the cuts: each fits a single mask
+    assert np.abs(cuts[:, None] - shares).min() > 1e-4 and cuts[-1] < 1
 
 
 def test_grids_of_different_sizes_have_no_voxels_in_common(tmp_path):

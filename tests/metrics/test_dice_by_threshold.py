@@ -116,10 +116,12 @@ def test_false_positives_cost_moves_the_choice_but_not_the_dice():
         metric, mean = scores_of(probabilities, target, thresholds=[0.1, 0.5], false_positive_cost=cost)
         assert metric.best_thresholds.item() == pytest.approx(threshold), cost
         assert mean == pytest.approx(dice), cost
-    # A scan of which nothing is known is not free of lesions.
-    target[1] = UNKNOWN
-    metric, _ = scores_of(probabilities, target, thresholds=[0.1, 0.5], false_positive_cost=0.7)
-    assert metric.best_thresholds.item() == pytest.approx(0.1)
+    # A scan of which nothing is known is not free of lesions: without the clean one, all that are free are drawn.
+    for unknown, cost, threshold in ((1, 0.7, 0.1), (2, 0.3, 0.1), (2, 0.4, 0.5)):
+        known = target.clone()
+        known[unknown] = UNKNOWN
+        metric, _ = scores_of(probabilities, known, thresholds=[0.1, 0.5], false_positive_cost=cost)
+        assert metric.best_thresholds.item() == pytest.approx(threshold), (unknown, cost)
 
 
 def test_each_epoch_begins_anew_and_batches_do_not_matter():

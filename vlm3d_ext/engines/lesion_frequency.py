@@ -12,7 +12,8 @@ from ..text.disease_set import DiseaseSet, load_disease_set
 
 __all__ = ["LesionFrequency", "lesion_frequency"]
 
-_THRESHOLDS = np.linspace(0.05, 0.95, 19)
+# A little below round shares, such as the half of two masks: interpolation must not decide whether those are drawn.
+_THRESHOLDS = np.linspace(0.05, 0.95, 19) - 0.001
 
 
 class LesionFrequency(NamedTuple):
