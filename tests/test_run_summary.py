@@ -47,8 +47,31 @@ def run(tmp_path):
     undefined = {**macro, "crg": None, "crg_low": None, "crg_high": None}
     write("classification/eval/classification_unguided.json", {"macro": macro, "baselines": baselines})
     write("classification/eval/classification_guided.json", {"macro": undefined, "baselines": baselines})
+    write("localization/eval/localization.json", _localization_report(nodule_dice=0.5, effusion_dice=0.75))
+    write("localization/eval/froc.png", "")
+    write("localization/eval/montages/best_1_valid_1_a_1.png", "")
+    for name in ("localization", "valid_1_a_1", "valid_2_a_1"):
+        write(f"localization/predictions/{name}.json", {})
     write("mlruns.db", "")
     return tmp_path
+
+
+def _localization_report(nodule_dice, effusion_dice):
+    """A report of two diseases; no large nodule, and effusions without annotated negative scan."""
+    rows = []
+    for disease, dice in (("lung_nodule", nodule_dice), ("pleural_effusion", effusion_dice)):
+        row = {"disease": disease, "positive_scans": 6, "dice": dice, "dice_low": dice - 0.1, "dice_high": dice + 0.1}
+        row |= {"baseline_dice": 0.125, "ceiling_dice": 0.9375, "sensitivity": 0.625, "precision": 0.375}
+        row |= {"false_positives_per_negative_scan": 1.5, "froc_1": 0.5625}
+        for number, size in enumerate(("small", "medium", "large")):
+            row |= {f"lesions_{size}": number, f"lesion_dice_{size}": 0.25 * number, f"sensitivity_{size}": 0.5}
+            row |= {f"ceiling_{size}": 0.875}
+        rows.append(row)
+    rows[0] |= {"lesions_large": 0, "lesion_dice_large": None, "sensitivity_large": None, "ceiling_large": None}
+    rows[1] |= {"false_positives_per_negative_scan": None}
+    mean = {**rows[1], "dice": (nodule_dice + effusion_dice) / 2}
+    del mean["disease"]
+    return {"num_scans": 12, "per_disease": rows, "mean": mean}
 
 
 def test_every_figure_comes_from_the_run(run):
@@ -66,17 +89,39 @@ def test_classification_stands_beside_its_baselines(run):
     assert re.search(r"CRG \(pooled\), guided +- +\[-, -\] +- +0\.333", text)
 
 
+def test_localization_stands_beside_what_is_trivial_and_what_is_possible(run):
+    text = summarise_run(run)
+    assert "localization on the 12 scans" in text and re.search(r"lesions +2 volumes", text)
+    figures = r" +6 +0\.500 +\[0\.400, 0\.600\] +0\.125 +- +0\.938 +0\.625 +0\.375 +1\.500 +0\.562\n"
+    assert re.search("lung_nodule" + figures, text)
+    assert re.search(r"pleural_effusion +6 +0\.750 +\[0\.650, 0\.850\] .* 0\.375 +- +0\.562\n", text)
+    assert re.search(r"mean +0\.625 ", text)
+    by_size = text.split("lesions by size")[1]
+    assert re.search(r"lung_nodule +0 +0\.000 +0\.500 +0\.875 +1 +0\.250 +0\.500 +0\.875 +0 +- +- +-\n", by_size)
+    assert all(len(line) <= 120 for line in text.split("localization on")[1].split("\n\n")[0].splitlines())
+
+
+def test_a_segresnet_stands_beside_the_localizer_where_one_was_trained(run):
+    path = run / "localization_segresnet" / "eval" / "localization.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(_localization_report(nodule_dice=0.3125, effusion_dice=0.4375)))
+    text = summarise_run(run)
+    assert re.search(r"lung_nodule +6 +0\.500 +\[0\.400, 0\.600\] +0\.125 +0\.312 +0\.938", text)
+    assert re.search(r"mean +0\.625 .* 0\.375 +0\.938", text)
+
+
 def test_the_commands_name_files_that_are_there(run):
     text = summarise_run(run)
     assert f"mlflow ui --backend-store-uri sqlite:///{run / 'mlruns.db'}" in text
     assert f"python -m vlm3d_ext.lineage {run / 'encoder' / 'models' / 'model.pt'}" in text
     assert str(run / "encoder" / "eval" / "representation.png") in text
+    assert str(run / "localization" / "eval" / "montages") in text and "best_1_valid_1_a_1.png" not in text
 
 
 def test_a_folder_where_little_has_happened_yet(tmp_path):
     text = summarise_run(tmp_path)
     assert f"data           none prepared in {tmp_path / 'prepared'}" in text
-    assert "epochs" not in text and "mlflow" not in text and "features" not in text
+    assert all(word not in text for word in ("epochs", "mlflow", "features", "localization", "SegResNet"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,52 @@ def _classification_lines(folder: Path) -> list[str]:
     return lines if any(reports.values()) else []
 
 
+_SIZES = ("small", "medium", "large")
+_RIVAL = "localization_segresnet"
+
+
+def _localization_lines(folder: Path) -> list[str]:
+    """Return one line for each disease, beside what ignores the scan, what a plain network reaches where one was
+    trained, and what the resolution allows; then the lesions by size."""
+    report = _read(folder / "localization" / "eval" / "localization.json")
+    if report is None:
+        return []
+    rival = _read(folder / _RIVAL / "eval" / "localization.json") or {"per_disease": [], "mean": {}}
+    rival_dice = {row["disease"]: row["dice"] for row in rival["per_disease"]} | {"mean": rival["mean"].get("dice")}
+    rows = [*report["per_disease"], {**report["mean"], "disease": "mean"}]
+    lines = [
+        "",
+        f"localization on the {report['num_scans']} scans of the test split, on their own grids",
+        "(blind: where training had lesions; ceiling: the prepared true mask; FP: false positives a scan without any)",
+        f"{'':22}{'scans':>6}{'Dice':>7}{'95 % interval':>17}{'blind':>7}{'SegResNet':>11}{'ceiling':>9}{'found':>7}"
+        f"{'precision':>11}{'FP':>7}{'FROC@1':>8}",
+    ]
+    for row in rows:
+        interval = "[" + ", ".join(_shown(row[f"dice_{end}"]) for end in ("low", "high")) + "]"
+        lines.append(
+            f"{row['disease']:22}{_count(row, 'positive_scans'):>6}{_shown(row['dice']):>7}{interval:>17}"
+            f"{_shown(row['baseline_dice']):>7}{_shown(rival_dice.get(row['disease'])):>11}"
+            f"{_shown(row['ceiling_dice']):>9}{_shown(row['sensitivity']):>7}{_shown(row['precision']):>11}"
+            f"{_shown(row['false_positives_per_negative_scan']):>7}{_shown(row['froc_1']):>8}"
+        )
+    sizes = {"small": "small: < 10 voxels", "medium": "medium: 10 to 1000", "large": "large: > 1000"}
+    lines.append("".join([f"{'':22}", *(f"{sizes[size]:>30}" for size in _SIZES)]))
+    lines.append(f"{'lesions by size':22}" + f"{'lesions':>9}{'Dice':>7}{'found':>7}{'ceil.':>7}" * len(_SIZES))
+    for row in rows:
+        cells = [
+            f"{_count(row, f'lesions_{size}'):>9}{_shown(row[f'lesion_dice_{size}']):>7}"
+            f"{_shown(row[f'sensitivity_{size}']):>7}{_shown(row[f'ceiling_{size}']):>7}"
+            for size in _SIZES
+        ]
+        lines.append(f"{row['disease']:22}{''.join(cells)}")
+    return [line.rstrip() for line in lines]
+
+
+def _count(row: Mapping[str, Any], name: str) -> str:
+    # A mean over diseases of how many there are says nothing.
+    return "" if row["disease"] == "mean" else str(row[name])
+
+
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -109,10 +155,15 @@ def summarise_run(folder: Path) -> str:
     predictions = len(list(folder.glob("classification/predictions/*.json"))) - 1
     if predictions > 0:
         lines.append(f"findings       {predictions} volumes; {folder / 'classification' / 'predictions' / 'tables'}")
+    drawn = len(list(folder.glob("localization/predictions/*.json"))) - 1
+    if drawn > 0:
+        lines.append(f"lesions        {drawn} volumes; {folder / 'localization' / 'predictions' / 'masks'}")
     lines += _encoder_lines(folder)
     lines += _classification_lines(folder)
+    lines += _localization_lines(folder)
     lines += ["", "look at"]
     lines += [f"  {path}" for path in sorted(folder.glob("*/eval/*.png"))]
+    lines += [f"  {path}" for path in sorted(folder.glob("*/eval/montages")) if any(path.glob("*.png"))]
     if (folder / "mlruns.db").is_file():
         lines.append(f"  mlflow ui --backend-store-uri sqlite:///{(folder / 'mlruns.db').resolve()}")
     checkpoints = sorted(folder.glob("*/models/model.pt"))
