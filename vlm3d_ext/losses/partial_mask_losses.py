@@ -33,8 +33,7 @@ class PartialDiceCrossEntropy(nn.Module):
     Args:
         dice_weight: of the Dice loss.
         absent_weight: of its counterpart for absent diseases. A scan has few of the diseases and lacks many: at the
-        weight
-            of Dice, drawing nothing at all is learnt first, and hard ones stay so.
+            weight of Dice, drawing nothing at all is learnt first, and hard ones stay so.
         cross_entropy_weight: of the cross-entropy.
         balance: exponent of the weight of lesion voxels; 0 weighs all voxels alike, 1 lesion and background alike.
         absent_voxels: number of surely drawn voxels at which an absent disease costs half of `absent_weight`.
