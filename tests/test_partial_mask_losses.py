@@ -42,7 +42,7 @@ def test_a_present_disease_by_hand():
     weight = math.sqrt(3)
     entropy = (weight * -math.log(0.8) - math.log(0.2) - 2 * math.log(0.5)) / (weight + 3)
     dice = 1 - (2 * 0.8 + 1) / (2.6 + 1 + 1)
-    loss = PartialDiceCrossEntropy(dice_weight=2.0, absent_weight=2.0, cross_entropy_weight=3.0, balance=0.5, smooth=1.0)
+    loss = PartialDiceCrossEntropy(dice_weight=2.0, absent_weight=7.0, cross_entropy_weight=3.0, balance=0.5)
     assert loss(logits, target).item() == pytest.approx(3 * entropy + 2 * dice, rel=1e-6)
     # A fifth voxel of which nothing is known changes nothing.
     logits = torch.cat([logits, torch.full((1, 1, 1, 1, 1), 9.0)], 2)
@@ -56,8 +56,8 @@ def test_an_absent_disease_by_hand():
     target = torch.zeros(1, 1, 2, 1, 1, dtype=torch.uint8)
     entropy = -(math.log(0.2) + math.log(0.5)) / 2
     for absent_voxels in (0.89, 3.0):
-        loss = PartialDiceCrossEntropy(absent_weight=1.0, balance=0.5, absent_voxels=absent_voxels)
-        assert loss(logits, target).item() == pytest.approx(entropy + 0.89 / (0.89 + absent_voxels), rel=1e-6)
+        loss = PartialDiceCrossEntropy(dice_weight=7.0, absent_weight=0.3, absent_voxels=absent_voxels)
+        assert loss(logits, target).item() == pytest.approx(entropy + 0.3 * 0.89 / (0.89 + absent_voxels), rel=1e-6)
     drawn = torch.full((1, 1, 100, 1, 1), 30.0)
     only_dice = PartialDiceCrossEntropy(absent_weight=1.0, cross_entropy_weight=0, absent_voxels=100)
     assert only_dice(drawn, torch.zeros_like(drawn, dtype=torch.uint8)).item() == pytest.approx(0.5)
