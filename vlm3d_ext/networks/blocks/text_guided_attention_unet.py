@@ -17,13 +17,18 @@ from ..layers import SynchronizedBatchNorm
 __all__ = ["TextAttentionGate", "TextGuidedAttentionUNet", "TextGuidedHead"]
 
 
+def _triple(numbers: Sequence[int]) -> tuple[int, int, int]:
+    depth, height, width = numbers
+    return depth, height, width
+
+
 class _Convolution(nn.Sequential):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Sequence[int], stride: Sequence[int] = (1, 1, 1)
     ) -> None:
-        padding = tuple(k // 2 for k in kernel_size)
+        padding = _triple([k // 2 for k in kernel_size])
         super().__init__(
-            nn.Conv3d(in_channels, out_channels, tuple(kernel_size), tuple(stride), padding),
+            nn.Conv3d(in_channels, out_channels, _triple(kernel_size), _triple(stride), padding),
             SynchronizedBatchNorm(out_channels),
             nn.LeakyReLU(0.01),
         )
@@ -50,14 +55,14 @@ class TextAttentionGate(nn.Module):
     def __init__(self, skip_channels: int, gate_channels: int, text_channels: int, stride: Sequence[int]) -> None:
         super().__init__()
         hidden = max(8, skip_channels // 2)
-        self.skip = nn.Conv3d(skip_channels, hidden, tuple(stride), tuple(stride))
+        self.skip = nn.Conv3d(skip_channels, hidden, _triple(stride), _triple(stride))
         self.gate = nn.Conv3d(gate_channels, hidden, 1)
         self.query = nn.Conv3d(gate_channels, hidden, 1)
         self.text_key_value = nn.Linear(text_channels, 2 * hidden)
         self.null_key = nn.Parameter(torch.zeros(1, hidden))
         self.coefficients = nn.Conv3d(hidden, skip_channels, 1)
-        nn.init.zeros_(self.coefficients.weight)
-        nn.init.zeros_(self.coefficients.bias)
+        for parameter in self.coefficients.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, skip: Tensor, gate: Tensor, texts: Tensor) -> Tensor:
         """Return the skip, weighted.
@@ -103,10 +108,9 @@ class TextGuidedHead(nn.Module):
         self.stride = tuple(stride)
         drawn = math.prod(stride)
         self.sizes = [head_channels * in_channels, head_channels, head_channels * drawn, drawn]
-        self.controller = nn.Sequential(
-            nn.Linear(text_channels, text_channels), nn.GELU(), nn.Linear(text_channels, sum(self.sizes))
-        )
-        nn.init.constant_(self.controller[-1].bias[-drawn:], -2.0)  # most voxels are of no disease
+        weights = nn.Linear(text_channels, sum(self.sizes))
+        nn.init.constant_(weights.bias[-drawn:], -2.0)  # most voxels are of no disease
+        self.controller = nn.Sequential(nn.Linear(text_channels, text_channels), nn.GELU(), weights)
 
     def forward(self, features: Tensor, texts: Tensor) -> Tensor:
         """Return logits (B, L, d, h, w) of features (B, in_channels, d / stride, ...) and texts (L, text_channels)."""

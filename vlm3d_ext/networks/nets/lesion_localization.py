@@ -211,7 +211,7 @@ class LesionLocalizationModule(nn.Module):
         if self.training or valid_size is None:
             return self.draw_windows(image, refined)
         patch, size = self.encoder.patch_size, image.shape[2:]
-        scans = []
+        scans: list[Tensor] = []
         for row, (depth, height, width) in enumerate(valid_size.tolist()):
             cut = [slice(-(-n // p)) for n, p in zip((depth, height, width), patch, strict=True)]
             features = refined.features[row : row + 1, ..., cut[0], cut[1], cut[2], :]
@@ -239,14 +239,14 @@ class LesionLocalizationModule(nn.Module):
             for row, where in enumerate(coordinates):
                 sample = slice(where[0].start, where[0].stop)
                 cut = [slice(s.start // p, s.stop // p) for s, p in zip(where[2:], patch, strict=True)]
-                tokens = refined.features[sample][..., cut[0], cut[1], cut[2], :]
+                tokens = refined.features[sample, ..., cut[0], cut[1], cut[2], :]
                 logits.append(self.draw(part[row : row + 1], tokens, texts))
             return torch.cat(logits)
 
         logits = sliding_window_inference(
             image, window, 1, draw_window, overlap=overlap, mode="gaussian", with_coord=True
         )
-        return logits[:, :, : size[0], : size[1], : size[2]]
+        return torch.as_tensor(logits)[:, :, : size[0], : size[1], : size[2]]
 
 
 class LesionProbabilities(LesionLocalizationModule):
