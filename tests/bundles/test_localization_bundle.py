@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from vlm3d_ext.engines.challenge_localization_score import main as score_challen
 from vlm3d_ext.lineage import read_lineage
 from vlm3d_ext.metrics.mask_overlap import dice_score
 from vlm3d_ext.networks.blocks.prompted_text_encoder import PromptedTextEncoder
+from vlm3d_ext.run_summary import summarise_run
 from vlm3d_ext.text.disease_set import load_disease_set
 
 DISEASES = load_disease_set()
@@ -172,7 +174,7 @@ def test_two_processes_equal_one_while_the_encoder_is_fine_tuned(localizer_optio
 def test_killed_run_resumes_on_the_same_curve(localizer_options, tmp_path):
     """SIGKILL somewhere in the middle, `--resume True`, and every number is that of a run that was left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    epochs = 12
+    epochs = 20
     run(config_file=config_files(TRAIN), **localizer_options(whole, epochs=epochs))
     kill_while_training(command(config_files(TRAIN), localizer_options(killed, epochs=epochs)), killed)
     done = len(history(killed))
@@ -252,6 +254,18 @@ def test_evaluation_says_what_is_known(evaluation):
     assert all((folder / name).stat().st_size for name in names)
     pictures = {path.name.split("_1_")[0] for path in (folder / "montages").glob("*.png")}
     assert {"best", "worst"} <= pictures
+
+
+def test_summary_shows_the_evaluation(evaluation, tmp_path):
+    folder, content = evaluation
+    shutil.copytree(folder, tmp_path / "localization" / "eval")
+    table = summarise_run(tmp_path).split("localization on the 6 scans")[1]
+    for row in content["per_disease"]:
+        (line,) = [line for line in table.splitlines() if line.startswith(row["disease"])][:1]
+        figures = [row["dice"], row["baseline_dice"], row["ceiling_dice"], row["froc_1"]]
+        shown = ["-" if value is None else f"{value:.3f}" for value in figures]
+        cells = re.sub(r"\[.*\]", "", line).split()[1:]
+        assert [cells[index] for index in (1, 2, 4, 8)] == shown and cells[0] == str(row["positive_scans"])
 
 
 def test_drawn_masks_score_what_the_evaluation_says(evaluation, drawn, prepared_lesions):
