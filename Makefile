@@ -55,7 +55,7 @@ demo: env
 
 segresnet: env
 	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/segresnet.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" $(SEGRESNET)
-	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/evaluate.json','$(LOCALIZATION)/segresnet.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" $(SEGRESNET)
+	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/segresnet.json','$(LOCALIZATION)/evaluate.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" $(SEGRESNET)
 	$(BIN)/python -m vlm3d_ext.run_summary $(DEMO)
 
 test: env
