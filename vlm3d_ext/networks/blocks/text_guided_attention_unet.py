@@ -108,9 +108,9 @@ class TextGuidedHead(nn.Module):
         self.stride = tuple(stride)
         drawn = math.prod(stride)
         self.sizes = [head_channels * in_channels, head_channels, head_channels * drawn, drawn]
-        weights = nn.Linear(text_channels, sum(self.sizes))
+        hidden, weights = nn.Linear(text_channels, text_channels), nn.Linear(text_channels, sum(self.sizes))
         nn.init.constant_(weights.bias[-drawn:], -2.0)  # most voxels are of no disease
-        self.controller = nn.Sequential(nn.Linear(text_channels, text_channels), nn.GELU(), weights)
+        self.controller = nn.Sequential(hidden, nn.GELU(), weights)
 
     def forward(self, features: Tensor, texts: Tensor) -> Tensor:
         """Return logits (B, L, d, h, w) of features (B, in_channels, d / stride, ...) and texts (L, text_channels)."""
