@@ -29,6 +29,7 @@ class Drawing(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("thresholds", torch.tensor([0.45, 0.4]))
+        self.register_buffer("presence_thresholds", torch.tensor([0.45, 0.4]))
 
     def forward(self, image):
         return {"probabilities": image}

@@ -105,23 +105,34 @@ def test_nothing_seen_is_undefined():
     assert math.isnan(metric.compute())
 
 
-def test_false_positives_cost_moves_the_choice_but_not_the_dice():
-    """Lesion at 0.6 and 0.2: from 0.1 on Dice 1, from 0.5 on 2/3. One of two lesion-free scans is drawn at 0.3."""
-    lesion = torch.tensor([0.6, 0.2, 0.0, 0.0])
-    free = torch.tensor([[0.3, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    probabilities = torch.cat([lesion[None], free]).view(3, 1, 4, 1, 1)
-    target = torch.zeros(3, 1, 4, 1, 1, dtype=torch.uint8)
-    target[0, 0, :2] = 1
-    for cost, threshold, dice in ((0.0, 0.1, 1.0), (0.6, 0.1, 1.0), (0.7, 0.5, 2 / 3)):
-        metric, mean = scores_of(probabilities, target, thresholds=[0.1, 0.5], false_positive_cost=cost)
-        assert metric.best_thresholds.item() == pytest.approx(threshold), cost
+def test_extent_and_presence_are_two_thresholds():
+    """Lesions up to 0.9 and 0.6, both best cut at 0.2. Of four lesion-free scans two reach 0.4 and one 0.7."""
+    probabilities = torch.zeros(6, 1, 4, 1, 1)
+    probabilities[:2, 0, :2, 0, 0] = torch.tensor([[0.9, 0.2], [0.6, 0.2]])
+    probabilities[2:, 0, 0, 0, 0] = torch.tensor([0.4, 0.4, 0.7, 0.0])
+    target = torch.zeros(probabilities.shape, dtype=torch.uint8)
+    target[:2, 0, :2] = 1
+    candidates = [0.1, 0.2, 0.5, 0.8]
+    # presence 0.2: Dice 1, three of four free scans drawn; 0.5: Dice 1, one of four; 0.8: Dice 0.5, none
+    for cost, presence, dice in ((0.1, 0.5, 1.0), (1.9, 0.5, 1.0), (2.1, 0.8, 0.5)):
+        metric, mean = scores_of(probabilities, target, thresholds=candidates, false_positive_cost=cost)
+        assert metric.best_thresholds.item() == pytest.approx(0.1), cost
+        assert metric.presence_thresholds.item() == pytest.approx(presence), cost
         assert mean == pytest.approx(dice), cost
-    # A scan of which nothing is known is not free of lesions: without the clean one, all that are free are drawn.
-    for unknown, cost, threshold in ((1, 0.7, 0.1), (2, 0.3, 0.1), (2, 0.4, 0.5)):
-        known = target.clone()
-        known[unknown] = UNKNOWN
-        metric, _ = scores_of(probabilities, known, thresholds=[0.1, 0.5], false_positive_cost=cost)
-        assert metric.best_thresholds.item() == pytest.approx(threshold), (unknown, cost)
+    # Without a cost nothing speaks for more than the lesion's own threshold.
+    assert scores_of(probabilities, target, thresholds=candidates)[0].presence_thresholds.item() == pytest.approx(0.1)
+    # A scan of which nothing is known is not free of lesions: without the clean one, of three free ones one is drawn.
+    target[5] = UNKNOWN
+    metric, _ = scores_of(probabilities, target, thresholds=candidates, false_positive_cost=1.6)
+    assert metric.presence_thresholds.item() == pytest.approx(0.8)
+
+
+def test_presence_never_lies_below_extent():
+    probabilities, target = make_scans(num=12, seed=3)
+    target[6:] = 0
+    for cost in (0.0, 0.3, 3.0):
+        metric, _ = scores_of(probabilities, target, false_positive_cost=cost)
+        assert (metric.presence_thresholds >= metric.best_thresholds).all()
 
 
 def test_each_epoch_begins_anew_and_batches_do_not_matter():
@@ -156,11 +167,21 @@ def _rank(local_rank, shares):
         for row in rows:
             metric.update((probabilities[row : row + 1], target[row : row + 1]))
         mean = metric.compute()
-        alone_of[share] = (mean, metric.dice.tolist(), metric.best_thresholds.tolist())
+        alone_of[share] = (
+            mean,
+            metric.dice.tolist(),
+            metric.best_thresholds.tolist(),
+            metric.presence_thresholds.tolist(),
+        )
     whole = DiceByThreshold(thresholds=CANDIDATES, false_positive_cost=0.2, output_transform=lambda o: o)
     whole.update((probabilities, target))
     whole._gather = lambda: torch.stack(whole._counts)  # type: ignore[method-assign]
-    expected = (whole.compute(), whole.dice.tolist(), whole.best_thresholds.tolist())
+    expected = (
+        whole.compute(),
+        whole.dice.tolist(),
+        whole.best_thresholds.tolist(),
+        whole.presence_thresholds.tolist(),
+    )
     for share, found in alone_of.items():
         np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-12, err_msg=share)
 

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 from tests.metrics.random_masks import balls, blank, box_mask
-from vlm3d_ext.data.connected_components import foreground_box
+from vlm3d_ext.data.connected_components import foreground_box, without_faint_lesions
 from vlm3d_ext.metrics.lesion_components import label_lesions, lesions_of, size_bin
 
 
@@ -57,3 +57,23 @@ def test_size_bins(voxels, name):
 def test_a_lesion_without_voxels_has_no_bin():
     with pytest.raises(ValueError, match="at least 1 voxel, got 0"):
         size_bin(0)
+
+
+def test_faint_lesions_fall_just_below_the_threshold_and_nothing_else_changes():
+    """Two lesions, one of them up to 0.7; a touching corner belongs to its lesion; below the threshold all stays."""
+    probabilities = np.zeros((3, 6, 7), dtype=np.float32)
+    probabilities[0, 0, :2] = (0.4, 0.9)
+    probabilities[1, 1, 2] = 0.3  # touches the first by a corner
+    probabilities[2, 4, 4:6] = (0.7, 0.3)
+    probabilities[2, 5, 0] = 0.2
+    before = probabilities.copy()
+    kept = without_faint_lesions(probabilities, 0.3, 0.8)
+    expected = before.copy()
+    expected[2, 4, 4:6] = np.nextafter(np.float32(0.3), np.float32(0))
+    np.testing.assert_array_equal(kept, expected)
+    np.testing.assert_array_equal(probabilities, before)
+    assert (kept[2, 4, 4:6] < 0.3).all() and (kept[2, 4, 4:6] > 0.299).all()
+    # reaching it is enough; not above the threshold it has no say
+    np.testing.assert_array_equal(without_faint_lesions(probabilities, 0.3, 0.7), before)
+    np.testing.assert_array_equal(without_faint_lesions(probabilities, 0.3, 0.1), before)
+    np.testing.assert_array_equal(without_faint_lesions(np.zeros((2, 3, 4)), 0.3, 0.8), np.zeros((2, 3, 4)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["Lesion", "foreground_box", "label_lesions", "lesions_of"]
+__all__ = ["Lesion", "foreground_box", "label_lesions", "lesions_of", "without_faint_lesions"]
 
 _TOUCHING = np.ones((3, 3, 3), dtype=bool)
 """Voxels that share a face, an edge or a corner are of one lesion (26 neighbours)."""
@@ -99,3 +99,25 @@ def lesions_of(mask: np.ndarray) -> list[Lesion]:
         k, j, i = (float(value) for value in centroids[number])
         lesions.append(Lesion(number + 1, int(sizes[number]), (d, h, w), (k, j, i)))
     return lesions
+
+
+def without_faint_lesions(probabilities: np.ndarray, threshold: float, presence_threshold: float) -> np.ndarray:
+    """Return probabilities in which every lesion that nowhere reaches `presence_threshold` lies just below `threshold`.
+
+    Args:
+        probabilities: (D, H, W) in [0, 1].
+        threshold: a voxel is of a lesion from it on.
+        presence_threshold: a lesion is believed if one of its voxels reaches it; without effect up to `threshold`.
+    """
+    if presence_threshold <= threshold:
+        return probabilities
+    drawn = probabilities >= threshold
+    box = foreground_box(drawn)
+    if box is None:
+        return probabilities
+    labels, count = label_lesions(drawn[box])
+    largest = ndimage.maximum(probabilities[box], labels, np.arange(1, count + 1))
+    faint = np.concatenate([[False], np.asarray(largest) < presence_threshold])[labels]
+    kept = probabilities.copy()
+    kept[box][faint] = np.nextafter(np.asarray(threshold, dtype=kept.dtype), np.asarray(0, dtype=kept.dtype))
+    return kept

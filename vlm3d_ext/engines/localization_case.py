@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.connected_components import foreground_box, label_lesions
+from ..data.connected_components import foreground_box, label_lesions, without_faint_lesions
 from ..data.prepared_case import PreparedCaseError, read_sidecar
 from ..data.scan_reader import UnusableScanError, read_mask
 from ..data.volume_geometry import VolumeGeometry
@@ -41,8 +41,11 @@ class ScanGrids:
     prepared: VolumeGeometry
     source: VolumeGeometry
 
-    def restore(self, probabilities: np.ndarray, threshold: float) -> np.ndarray:
+    def restore(self, probabilities: np.ndarray, threshold: float, presence_threshold: float = 0.0) -> np.ndarray:
         """Return probabilities (D, H, W) on the scan's stored grid, exact where they matter for a threshold.
+
+        Lesions that nowhere reach the presence threshold are taken below the threshold first, on the prepared grid:
+        interpolation lowers the peaks of small ones.
 
         A batch of scans of several sizes is filled up at the ends of the axes; what lies beyond the prepared grid is
         cut off.
@@ -51,6 +54,7 @@ class ScanGrids:
             ValueError: if the array is smaller than the prepared grid.
         """
         inside = probabilities[tuple(slice(0, size) for size in self.prepared.shape)]
+        inside = without_faint_lesions(inside, threshold, presence_threshold)
         # What lies below the floor may be taken as 0, so the floor must lie below the threshold.
         return restore_probabilities(inside, self.prepared, self.source, floor=min(_FLOOR, threshold / 2))
 

@@ -56,8 +56,10 @@ class LesionMaskWriter:
         ):
             grids = read_grids(geometry)
             restored = {
-                disease: grids.restore(values, thresholds[disease])
-                for disease, values in zip(self.disease_set.keys, probabilities[row], strict=True)
+                disease: grids.restore(values, thresholds[disease], presence)
+                for disease, values, presence in zip(
+                    self.disease_set.keys, probabilities[row], self.network.presence_thresholds.tolist(), strict=True
+                )
             }
             montage = self._montage(volume_id, geometry, grids, restored, thresholds) if self.montages else None
             self.store.write(volume_id, restored, thresholds, grids.source, montage)

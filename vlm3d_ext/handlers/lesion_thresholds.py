@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ignite.engine import Engine, Events
-from torch import Tensor
 
 from ..metrics import DiceByThreshold
+from ..networks.nets import LesionLocalizationModule, PlainLocalizer
 
 __all__ = ["LesionThresholds"]
 
@@ -16,12 +16,12 @@ class LesionThresholds:
     Goes to the evaluator on validation data, never on test data, before the checkpoint handler.
 
     Args:
-        thresholds: (L,) buffer of the localizer, which is filled.
+        network: whose ``thresholds`` and ``presence_thresholds`` are filled.
         scores: the evaluator's metric; the same on every rank.
     """
 
-    def __init__(self, thresholds: Tensor, scores: DiceByThreshold) -> None:
-        self.thresholds = thresholds
+    def __init__(self, network: LesionLocalizationModule | PlainLocalizer, scores: DiceByThreshold) -> None:
+        self.network = network
         self.scores = scores
 
     def attach(self, engine: Engine) -> None:
@@ -30,8 +30,15 @@ class LesionThresholds:
 
     def __call__(self, engine: Engine) -> None:
         """Store, and log what each disease reaches."""
-        self.thresholds.copy_(self.scores.best_thresholds)
-        values = zip(self.scores.dice.tolist(), self.scores.best_thresholds.tolist(), strict=True)
+        self.network.thresholds.copy_(self.scores.best_thresholds)
+        self.network.presence_thresholds.copy_(self.scores.presence_thresholds)
+        values = zip(
+            self.scores.dice.tolist(),
+            self.scores.best_thresholds.tolist(),
+            self.scores.presence_thresholds.tolist(),
+            strict=True,
+        )
         engine.logger.info(
-            "Dice (threshold) of each disease: " + ", ".join(f"{dice:.3f} ({cut:.2f})" for dice, cut in values)
+            "Dice (threshold, presence threshold) of each disease: "
+            + ", ".join(f"{dice:.3f} ({cut:.2f}, {presence:.2f})" for dice, cut, presence in values)
         )

@@ -31,6 +31,8 @@ class HasThresholds(Protocol):
 
     thresholds: torch.Tensor
     """(diseases,) in (0, 1]."""
+    presence_thresholds: torch.Tensor
+    """(diseases,) in (0, 1], what a lesion must reach somewhere."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,11 @@ class LocalizationEvaluation:
     def _evaluate(self, case: Mapping[str, Any], probabilities: np.ndarray) -> None:
         grids = read_grids(case["geometry"])
         thresholds = self.network.thresholds.tolist()
+        presence_thresholds = self.network.presence_thresholds.tolist()
         masks, evaluated = [], []
         for channel, disease in enumerate(self.disease_set.keys):
             threshold = thresholds[channel]
-            restored = grids.restore(probabilities[channel], threshold)
+            restored = grids.restore(probabilities[channel], threshold, presence_thresholds[channel])
             truth = read_truth(case, disease, case["disease_labels"][channel], grids)
             evaluated.append(
                 evaluate_case(

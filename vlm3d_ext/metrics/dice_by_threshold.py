@@ -5,6 +5,7 @@ Shape letters: B batch, N scans, T thresholds, L diseases.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,7 +20,7 @@ from ..data.lesion_cases import UNKNOWN
 
 __all__ = ["DiceByThreshold", "probabilities_and_target"]
 
-_CANDIDATES = tuple(n / 20 for n in range(2, 19))
+_CANDIDATES = (*(n / 20 for n in range(2, 20)), 0.98, 0.99)
 
 
 def probabilities_and_target(output: Any) -> tuple[Tensor, Tensor]:
@@ -28,15 +29,21 @@ def probabilities_and_target(output: Any) -> tuple[Tensor, Tensor]:
 
 
 class DiceByThreshold(Metric):
-    """Mean over diseases of the best mean Dice over scans that have the disease; keeps which threshold is best.
+    """Mean over diseases of the best mean Dice over scans that have the disease; keeps the best two thresholds of each.
 
-    Scans without the disease enter the choice of the threshold, not the Dice: a threshold's worth is its mean Dice less
-    `false_positive_cost` times the share of lesion-free scans in which it draws anything. After the epoch, on every
-    rank, `best_thresholds` (L,) and `dice` (L,) hold what was found, NaN for diseases that no scan has; their
-    threshold is 0.5.
+    The first says which voxels belong to a lesion: the one with the best mean Dice. The second says from which
+    probability, reached somewhere in it, a lesion is believed at all: extent and presence are two questions, and one
+    threshold for both either shaves lesions off or draws specks in every healthy scan. A presence threshold's worth is
+    the mean Dice with scans that do not reach it at 0, less `false_positive_cost` times the share of lesion-free scans
+    that reach it. After the epoch, on every rank, `best_thresholds`, `presence_thresholds` and `dice`, each (L,), hold
+    what was found; for a disease that no scan has both thresholds are 0.5, and Dice is NaN.
+
+    Source: two thresholds, one for the seed and one for what it is extended to, Canny 1986, section VII (hysteresis).
 
     Args:
-        thresholds: candidates, rising, in (0, 1]; a voxel is drawn from its threshold on.
+        thresholds: candidates, rising, in (0, 1]; a voxel is drawn from its threshold on. Those from the best one on
+        are
+            the candidates for presence.
         false_positive_cost: in Dice.
         output_transform: from the engine's output to probabilities (B, L, d, h, w) and targets of 0, 1, 255 (unknown).
 
@@ -56,6 +63,7 @@ class DiceByThreshold(Metric):
         self.thresholds = torch.tensor(edges, dtype=torch.float32)
         self.false_positive_cost = false_positive_cost
         self.best_thresholds = torch.zeros(0)
+        self.presence_thresholds = torch.zeros(0)
         self.dice = torch.zeros(0)
         super().__init__(output_transform=output_transform)
 
@@ -96,14 +104,23 @@ class DiceByThreshold(Metric):
         rightly, drawn, true, known = counts.unbind(-1)  # each (N, L, T)
         present = (true > 0) & (known > 0)
         absent = (true == 0) & (known > 0)
-        dice = torch.where(present, 2 * rightly / (drawn + true).clamp_min(1), 0).sum(0) / present.sum(0)  # (L, T)
+        # of each scan, so that its sum over scans is the mean over those that have the disease; NaN if none has
+        dice = torch.where(present, 2 * rightly / (drawn + true).clamp_min(1), 0) / present.sum(0)  # (N, L, T)
         false_positives = ((drawn > 0) & absent).sum(0) / absent.sum(0).clamp_min(1)
-        worth = dice - self.false_positive_cost * false_positives
         found = present.any(0)[:, 0] if len(counts) else torch.zeros(counts.shape[1], dtype=torch.bool)
-        best = torch.where(found, worth.nan_to_num(-1.0).argmax(1), 0)
+        best = torch.where(found, dice.sum(0).nan_to_num(-1.0).argmax(1), 0)  # (L,)
+
+        # a scan reaches a presence threshold where anything is drawn at it
+        at_best = dice.gather(2, best[None, :, None].expand(len(dice), -1, 1))  # (N, L, 1)
+        believed = torch.where(drawn > 0, at_best, 0).sum(0)  # (L, T)
+        worth = (believed - self.false_positive_cost * false_positives).nan_to_num(-1.0)
+        too_low = torch.arange(len(self.thresholds)) < best[:, None]
+        presence = worth.masked_fill(too_low, -math.inf).argmax(1)
+
         nothing = torch.tensor(float("nan"), dtype=dice.dtype)
-        self.dice = torch.where(found, dice.gather(1, best[:, None])[:, 0], nothing)
+        self.dice = torch.where(found, believed.gather(1, presence[:, None])[:, 0], nothing)
         self.best_thresholds = torch.where(found, self.thresholds[best], torch.tensor(0.5))
+        self.presence_thresholds = torch.where(found, self.thresholds[presence], torch.tensor(0.5))
         return float(self.dice.nanmean())
 
     def _gather(self) -> Tensor:

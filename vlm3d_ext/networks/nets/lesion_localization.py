@@ -67,12 +67,14 @@ class LesionLocalizationModule(nn.Module):
 
     Attributes:
         thresholds: (L,) probability from which a voxel belongs to the lesion, from validation data; 0.5 before that.
+        presence_thresholds: (L,) probability that a lesion must reach somewhere to be drawn; likewise.
 
     Raises:
         ValueError: for other `passes`, or a window that is no multiple of the patch.
     """
 
     thresholds: Tensor
+    presence_thresholds: Tensor
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class LesionLocalizationModule(nn.Module):
         self.window_overlap = window_overlap
         self.disease_set = text_embedder.disease_set
         self.register_buffer("thresholds", torch.full((self.disease_set.num_diseases,), 0.5))
+        self.register_buffer("presence_thresholds", torch.full((self.disease_set.num_diseases,), 0.5))
 
     def forward(
         self, image: Tensor, spacing_mm: Tensor | None = None, valid_size: Tensor | None = None
@@ -274,10 +277,12 @@ class PlainLocalizer(nn.Module):
         window_overlap: share of a window that its neighbour covers too.
 
     Attributes:
-        thresholds: as in `LesionLocalizationModule`.
+        thresholds: as in `LesionLocalizationModule`; and
+        presence_thresholds: likewise.
     """
 
     thresholds: Tensor
+    presence_thresholds: Tensor
 
     def __init__(
         self,
@@ -292,6 +297,7 @@ class PlainLocalizer(nn.Module):
         self.window_size = window_size
         self.window_overlap = window_overlap
         self.register_buffer("thresholds", torch.full((self.disease_set.num_diseases,), 0.5))
+        self.register_buffer("presence_thresholds", torch.full((self.disease_set.num_diseases,), 0.5))
 
     def forward(
         self, image: Tensor, spacing_mm: Tensor | None = None, valid_size: Tensor | None = None
