@@ -12,8 +12,8 @@ ENCODER := bundles/encoder/configs
 CLASSIFICATION := bundles/classification/configs
 LOCALIZATION := bundles/localization/configs
 OVERLAYS := bundles/_overlays
-# as many steps as take the localizer's own training time on two cores
-SEGRESNET = --demo_dir $(abspath $(DEMO)) --run_dir $(abspath $(DEMO))/localization_segresnet --epochs 1
+# as wide as lets it make as many steps as the localizer in the same time
+SEGRESNET = --demo_dir $(abspath $(DEMO)) --run_dir $(abspath $(DEMO))/localization_segresnet --segresnet_filters 8
 RUN := $(BIN)/python -m monai.bundle run
 export MLFLOW_DISABLE_TELEMETRY := true
 # one thread per process is the fastest and steadiest where two processes share two cores

@@ -78,4 +78,4 @@ def on_prepared_grid(masks: Sequence[np.ndarray], source: VolumeGeometry = SOURC
     (prepared,) = target_geometry(source.canonical(), PREPARED_SIZE)
     canonical = [np.ascontiguousarray(source.to_canonical(mask)) for mask in masks]
     drawn = [resample_binary_mask(mask, source.canonical(), prepared) for mask in canonical]
-    return np.stack(drawn).astype(np.float32) * 0.9
+    return np.stack(drawn).astype(np.float32)

@@ -6,8 +6,9 @@ import pytest
 from tests.engines.drawn_cases import SOURCE, ball, make_case
 from vlm3d_ext.data.prepared_case import PreparedCaseError
 from vlm3d_ext.data.scan_reader import UnusableScanError
+from vlm3d_ext.data.volume_geometry import VolumeGeometry
 from vlm3d_ext.data.volume_resampling import restore_mask, write_mask_nifti
-from vlm3d_ext.engines.localization_case import DiseaseTruth, evaluate_case, read_grids, read_truth
+from vlm3d_ext.engines.localization_case import DiseaseTruth, ScanGrids, evaluate_case, read_grids, read_truth
 from vlm3d_ext.metrics.mask_overlap import dice_score
 
 BIG, SMALL = ball((10, 12, 12), 9.0), ball((6, 27, 30), 5.0)
@@ -130,3 +131,19 @@ def test_masks_on_other_grids_are_refused(tmp_path):
     del case["lesion_masks_original_grid"]
     with pytest.raises(UnusableScanError, match="prepared grid only"):
         read_truth(case, "lung_nodule", 1.0, grids)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+def test_a_sure_mask_comes_back_alike_whatever_the_threshold(threshold):
+    """Probabilities of 1 and 0 on slices twice as thick: the surface lies half way between voxels, not at the "
+    "threshold."""
+    prepared = VolumeGeometry.from_spacing((5, 9, 11), (10.0, 4.0, 4.0))
+    source = VolumeGeometry.from_spacing((10, 17, 21), (5.0, 2.0, 2.0))
+    mask = np.zeros(prepared.shape, dtype=np.float32)
+    mask[1:4, 3:6, 4:8] = 1
+    grids = ScanGrids(prepared, source)
+    restored = grids.restore(mask, threshold)
+    np.testing.assert_array_equal(restored >= threshold, grids.restore(mask, 0.5) >= 0.5)
+    faint = np.where(mask > 0, np.float32(0.95), 0)
+    assert (grids.restore(faint, threshold, presence_threshold=0.95) >= threshold).any()
+    assert not (grids.restore(faint, threshold, presence_threshold=0.96) >= threshold).any()

@@ -151,7 +151,7 @@ def test_masks_are_written_on_the_scans_own_grid(cases, drawn, tmp_path):
     assert dice_score(written > 0, np.ascontiguousarray(SOURCE.to_canonical(BIG))) > 0.8
     effusion = store.read("train_2_a_1")[EFFUSION]
     assert effusion["threshold"] == pytest.approx(0.4) and len(effusion["lesions"]) == 1
-    assert effusion["lesions"][0]["probability"] == pytest.approx(0.9)
+    assert effusion["lesions"][0]["probability"] == 1.0
     assert store.montage_path("train_3_a_1").read_bytes().startswith(b"\x89PNG")
 
 
@@ -160,6 +160,7 @@ def test_thresholds_are_those_of_the_network_when_the_batch_arrives(cases, drawn
     store = LocalizationStore(tmp_path / "store", {"f": 1})
     writer = LesionMaskWriter(store, DISEASES, network)
     network.thresholds.copy_(torch.tensor([0.95, 0.1]))  # as a checkpoint does that is loaded later
+    network.presence_thresholds.copy_(torch.tensor([1.01, 0.1]))
     run(writer, cases[:1], drawn[:1], network)
     read = store.read("train_1_a_1")
     assert read[NODULE]["threshold"] == pytest.approx(0.95) and read[NODULE]["lesions"] == []

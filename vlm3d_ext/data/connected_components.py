@@ -102,7 +102,7 @@ def lesions_of(mask: np.ndarray) -> list[Lesion]:
 
 
 def without_faint_lesions(probabilities: np.ndarray, threshold: float, presence_threshold: float) -> np.ndarray:
-    """Return probabilities in which every lesion that nowhere reaches `presence_threshold` lies just below `threshold`.
+    """Return probabilities in which every lesion that nowhere reaches `presence_threshold` lies at half of `threshold`.
 
     Args:
         probabilities: (D, H, W) in [0, 1].
@@ -119,5 +119,5 @@ def without_faint_lesions(probabilities: np.ndarray, threshold: float, presence_
     largest = ndimage.maximum(probabilities[box], labels, np.arange(1, count + 1))
     faint = np.concatenate([[False], np.asarray(largest) < presence_threshold])[labels]
     kept = probabilities.copy()
-    kept[box][faint] = np.nextafter(np.asarray(threshold, dtype=kept.dtype), np.asarray(0, dtype=kept.dtype))
+    kept[box][faint] = threshold / 2
     return kept

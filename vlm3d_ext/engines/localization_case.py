@@ -27,6 +27,7 @@ NO_MATCHES = LesionMatches((), (), (), ())
 _SAME_GRID_MM = 0.05
 _FAINTEST_CANDIDATE = 0.1
 _FLOOR = 0.02
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class ScanGrids:
         """Return probabilities (D, H, W) on the scan's stored grid, exact where they matter for a threshold.
 
         Lesions that nowhere reach the presence threshold are taken below the threshold first, on the prepared grid:
-        interpolation lowers the peaks of small ones.
+        interpolation lowers the peaks of small ones. What is interpolated are odds relative to those of the threshold,
+        as shares of one, so that a contour between a voxel of 1 and one of 0 lies half way, whatever the threshold; at
+        a threshold of 0.9, probabilities themselves would shave nearly half a voxel off every surface.
 
         A batch of scans of several sizes is filled up at the ends of the axes; what lies beyond the prepared grid is
         cut off.
@@ -55,8 +58,20 @@ class ScanGrids:
         """
         inside = probabilities[tuple(slice(0, size) for size in self.prepared.shape)]
         inside = without_faint_lesions(inside, threshold, presence_threshold)
-        # What lies below the floor may be taken as 0, so the floor must lie below the threshold.
-        return restore_probabilities(inside, self.prepared, self.source, floor=min(_FLOOR, threshold / 2))
+        scale = (1 - threshold) / threshold if 0 < threshold < 1 else 1.0
+        # What lies below the floor may be taken as 0, so the floor must lie below one half, where the threshold is now.
+        relative = restore_probabilities(_scale_odds(inside, scale), self.prepared, self.source, floor=_FLOOR)
+        restored = _scale_odds(relative, 1 / scale)
+        # Rounding must not decide on which side of the threshold a voxel half way between two lies: it is inside, as in
+        # masks that are brought back (`restore_mask`).
+        below = np.minimum(restored, np.nextafter(np.float32(threshold), np.float32(0)))
+        return np.where(relative >= 0.5 - _ROUNDING, np.maximum(restored, np.float32(threshold)), below)
+
+
+def _scale_odds(probabilities: np.ndarray, scale: float) -> np.ndarray:
+    """Return the probabilities whose odds are `scale` times as large."""
+    scaled = probabilities * np.asarray(scale, dtype=probabilities.dtype)
+    return scaled / (scaled + (1 - probabilities))
 
 
 @dataclass(frozen=True, eq=False)

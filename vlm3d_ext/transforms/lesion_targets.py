@@ -120,18 +120,18 @@ class RandLesionCropsd(Randomizable, Transform):
             widths = (0, missing[2], 0, missing[1], 0, missing[0])
             image = data["image"] = torch.nn.functional.pad(image, widths)
             target = torch.nn.functional.pad(target, widths, value=UNKNOWN)
+        present = [index for index in range(len(target)) if bool((target[index] == 1).any())]
         starts, crops = [], []
         for number in range(self.num_crops):
-            start = self._start(self._centre(target, wanted, number), size, whole)
+            start = self._start(self._centre(target, present, wanted, number), size, whole)
             starts.append(start)
             crops.append(target[(slice(None), *(slice(s, s + n) for s, n in zip(start, self.crop_size, strict=True)))])
         data["crop_start"] = torch.tensor(starts)
         data["target"] = torch.stack(crops)
         return data
 
-    def _centre(self, target: torch.Tensor, wanted: str | None, number: int) -> list[int] | None:
+    def _centre(self, target: torch.Tensor, present: list[int], wanted: str | None, number: int) -> list[int] | None:
         """Return a voxel that the crop must hold, or None for any place."""
-        present = [index for index in range(len(target)) if bool((target[index] == 1).any())]
         if number % 2 == 0 and wanted is not None and self.disease_set.index(wanted) in present:
             disease = self.disease_set.index(wanted)
         elif present and self.R.random_sample() < 0.5:
