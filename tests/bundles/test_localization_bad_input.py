@@ -232,7 +232,7 @@ def test_splits_without_positives(localizer_options, copied_release, tmp_path):
     assert (weights["thresholds"] == 0.5).all()
     assert all(value.isfinite().all() for value in weights.values())
 
-    content = evaluate({**options, "ckpt_path": str(last)}, tmp_path / "eval")
+    content = evaluate(options, tmp_path / "eval")
     for row in (*content["per_disease"], content["mean"]):
         undefined = ("dice", "dice_low", "surface_dice", "hausdorff_95_mm", "sensitivity", "froc_1", "ceiling_dice")
         assert [row[name] for name in undefined] == [None] * len(undefined)

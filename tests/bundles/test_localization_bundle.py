@@ -111,7 +111,7 @@ def test_checkpoint_holds_three_stages_and_no_text_encoder(localization_run, les
     content = torch.load(localization_run / "models" / "model.pt", weights_only=True)
     assert content["diseases"]["disease_keys"] == list(DISEASES.keys)
     weights = content["model"]
-    stages = {"encoder", "text_embedder", "denoising_transformer", "unet", "thresholds"}
+    stages = {"encoder", "text_embedder", "denoising_transformer", "unet", "thresholds", "presence_thresholds"}
     assert {name.split(".")[0] for name in weights} == stages
     encoder = checkpoint_weights(lesion_encoder_run / "models" / "model.pt")
     inside = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
@@ -218,6 +218,7 @@ def test_demo_overlays_fit_the_encoder_s(disease_text_model, tmp_path):
     run(config_file=config_files("encoder/train", "_overlays/demo"), **shared)
     # those of the demo are drawn and described at the demo's sizes, which takes a minute
     further = {"text_model": str(disease_text_model), "text_hidden_size": 16, "crop_size": [8, 16, 16]}
+    further["validation_interval"] = 1
     files = config_files(TRAIN, "_overlays/demo", "localization/demo", "_overlays/tracking")
     run(config_file=files, **shared, **further)
     (row,) = history(tmp_path / "localization")
@@ -394,7 +395,8 @@ def test_segresnet_is_trained_and_measured_on_the_same_cases(localizer_options, 
     assert rows[-1]["losses"]["masks"] < rows[0]["losses"]["masks"] and rows[-1]["losses"]["denoising"] == 0
     lineage = read_lineage(run_dir / "models" / "model.pt")
     assert lineage["upstream"] == {} and lineage["phase"] == "localization-segresnet"
-    assert {name.split(".")[0] for name in checkpoint_weights(run_dir / "models/model.pt")} == {"network", "thresholds"}
+    kept = {name.split(".")[0] for name in checkpoint_weights(run_dir / "models/model.pt")}
+    assert kept == {"network", "thresholds", "presence_thresholds"}
 
     orders = [("localization/evaluate", "localization/segresnet"), ("localization/segresnet", "localization/evaluate")]
     contents = [evaluate(options, tmp_path / str(number), *order) for number, order in enumerate(orders)]

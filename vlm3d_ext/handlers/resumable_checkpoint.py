@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,10 @@ class ResumableCheckpoint:
             raise TypeError(f"ResumableCheckpoint goes to a MONAI Trainer or Evaluator, got {type(engine).__name__}.")
 
     def save_if_best(self, evaluator: Engine) -> None:
-        """Write model.pt if the evaluator's metric is the best so far; NaN never is.
+        """Write model.pt if the evaluator's metric is the best so far.
+
+        NaN (no validation case has a positive) is never the best; while there was nothing else yet, the newest epoch is
+        kept, with a warning, so that there is a model at all.
 
         Raises:
             ValueError: if the evaluator has no such metric.
@@ -89,10 +93,18 @@ class ResumableCheckpoint:
                 )
             value = float(evaluator.state.metrics[self.metric_name])
             best = self.best_metric
-            better = best is None or (value < best if self.lower_is_better else value > best)
-            if not better or value != value:
+            if math.isnan(value):
+                if best is not None:
+                    return
+                evaluator.logger.warning(
+                    f"{self.metric_name} is not a number, because no validation case has a positive or because "
+                    f"training "
+                    f"diverged: model.pt is the newest epoch, not the best one."
+                )
+            elif best is None or (value < best if self.lower_is_better else value > best):
+                self.best_metric, self.best_epoch = value, int(evaluator.state.epoch)
+            else:
                 return
-            self.best_metric, self.best_epoch = value, int(evaluator.state.epoch)
         self._write("model.pt", {"best_metric": self.best_metric, "best_epoch": self.best_epoch})
 
     def save_last(self, trainer: Trainer) -> None:
