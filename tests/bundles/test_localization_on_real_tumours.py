@@ -60,7 +60,7 @@ def raw(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def localization_run(raw, text_model, tmp_path_factory) -> Path:
+def localization_run(raw, disease_text_model, tmp_path_factory) -> Path:
     """Run folder of a localizer that has seen the two scans often."""
     folder = tmp_path_factory.mktemp("tumours")
     arguments = ["--source", str(raw), "--output", str(folder / "prepared"), "--split", "training"]
@@ -73,7 +73,7 @@ def localization_run(raw, text_model, tmp_path_factory) -> Path:
         **NETWORK,
         "dataset_dir": str(folder / "prepared"),
         "run_dir": str(folder / "localization"),
-        "text_model": str(text_model),
+        "text_model": str(disease_text_model),
         # learnt by heart on purpose: there is nothing to validate on but the same two scans
         "validate::dataset::data": "$@lesion_cases.cases('training')",
         "allow_lineage_mismatch": True,
