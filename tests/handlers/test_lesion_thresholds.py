@@ -35,7 +35,7 @@ def test_the_networks_buffers_take_the_epochs_best_thresholds(caplog):
     """Candidates 0.1, 0.4, 0.7: at 0.5 the second cuts best, at 0.15 only the first draws it; none has the third."""
     network = network_of(3)
     buffer = network.thresholds
-    scores = DiceByThreshold((0.1, 0.4, 0.7), output_transform=lambda output: output)
+    scores = DiceByThreshold((0.1, 0.4, 0.7), (0.1, 0.4, 0.7), output_transform=lambda output: output)
     engine = evaluator_of(network, scores)
     probabilities, target = batch_of(0.5, 0.15, 0.8)
     target[:, 2] = 0
@@ -53,7 +53,7 @@ def test_the_networks_buffers_take_the_epochs_best_thresholds(caplog):
 def test_a_handler_that_saves_after_it_finds_them():
     """`ResumableCheckpoint` stands behind it in the list of handlers."""
     network = network_of(1)
-    engine = evaluator_of(network, DiceByThreshold((0.1, 0.4), output_transform=lambda output: output))
+    engine = evaluator_of(network, DiceByThreshold((0.1, 0.4), (0.1, 0.4), output_transform=lambda output: output))
     saved = []
     engine.add_event_handler(Events.COMPLETED, lambda: saved.append(network.state_dict()["thresholds"].clone()))
     engine.run([batch_of(0.5)])

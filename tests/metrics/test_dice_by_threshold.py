@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.metrics import DiceMetric
 
+from vlm3d_ext.data.connected_components import without_faint_lesions
 from vlm3d_ext.data.lesion_cases import UNKNOWN
 from vlm3d_ext.metrics import DiceByThreshold
 
@@ -24,22 +25,26 @@ def make_scans(num=6, diseases=2, seed=0, unknown=0.0):
 
 
 def scores_of(probabilities, target, batch=2, **options):
-    metric = DiceByThreshold(**{"thresholds": CANDIDATES, **options}, output_transform=lambda output: output)
+    """By default the candidates for presence are those for extent."""
+    options = {"thresholds": CANDIDATES, **options}
+    options = {"presence_thresholds": options["thresholds"], **options}
+    metric = DiceByThreshold(**options, output_transform=lambda output: output)
     for pair in zip(probabilities.split(batch), target.split(batch), strict=True):
         metric.update(pair)
     return metric, metric.compute()
 
 
-def dice_in_a_loop(probabilities, target, threshold):
+def dice_in_a_loop(probabilities, target, threshold, presence):
     """Mean over scans that have the disease, over known voxels; (diseases,)."""
     means = []
     for disease in range(target.shape[1]):
         values = []
-        for drawn, truth in zip((probabilities >= threshold)[:, disease], target[:, disease], strict=True):
-            known = truth != UNKNOWN
-            drawn, lesion = drawn[known], truth[known] == 1
+        for drawn, truth in zip(probabilities[:, disease], target[:, disease], strict=True):
+            known = (truth != UNKNOWN).numpy()
+            lesion = (truth == 1).numpy()
+            kept = without_faint_lesions(np.where(known, drawn.numpy(), 0), threshold, presence) >= threshold
             if lesion.any():
-                values.append(2 * (drawn & lesion).sum().item() / (drawn.sum() + lesion.sum()).item())
+                values.append(2 * (kept & lesion).sum() / (kept.sum() + lesion.sum()))
         means.append(np.mean(values) if values else NAN)
     return np.array(means)
 
@@ -60,10 +65,13 @@ def test_the_best_of_several_thresholds_is_the_best_of_a_plain_loop(unknown):
     probabilities, target = make_scans(unknown=unknown)
     target[0, 0] = UNKNOWN
     target[1, 1][target[1, 1] == 1] = 0
-    table = np.stack([dice_in_a_loop(probabilities, target, cut) for cut in CANDIDATES])
+    pairs = [(t, p) for t in CANDIDATES for p in CANDIDATES if p >= t]
+    table = np.stack([dice_in_a_loop(probabilities, target, *pair) for pair in pairs])
     metric, mean = scores_of(probabilities, target)
-    np.testing.assert_allclose(metric.dice, table.max(0), rtol=1e-12)
-    np.testing.assert_allclose(metric.best_thresholds, np.array(CANDIDATES)[table.argmax(0)])
+    np.testing.assert_allclose(metric.dice, table.max(0), rtol=1e-6)
+    best = np.array(pairs)[table.argmax(0)]
+    np.testing.assert_allclose(metric.best_thresholds, best[:, 0])
+    np.testing.assert_allclose(metric.presence_thresholds, best[:, 1])
     assert mean == pytest.approx(table.max(0).mean())
     assert table.max() - table.min() > 0.1  # the choice mattered
 
@@ -106,25 +114,36 @@ def test_nothing_seen_is_undefined():
 
 
 def test_extent_and_presence_are_two_thresholds():
-    """Lesions up to 0.9 and 0.6, both best cut at 0.2. Of four lesion-free scans two reach 0.4 and one 0.7."""
+    """Lesions up to 0.9 and 0.6, both whole from 0.1 on. Of four lesion-free scans three reach 0.4, one of them 0.7."""
     probabilities = torch.zeros(6, 1, 4, 1, 1)
     probabilities[:2, 0, :2, 0, 0] = torch.tensor([[0.9, 0.2], [0.6, 0.2]])
     probabilities[2:, 0, 0, 0, 0] = torch.tensor([0.4, 0.4, 0.7, 0.0])
     target = torch.zeros(probabilities.shape, dtype=torch.uint8)
     target[:2, 0, :2] = 1
     candidates = [0.1, 0.2, 0.5, 0.8]
-    # presence 0.2: Dice 1, three of four free scans drawn; 0.5: Dice 1, one of four; 0.8: Dice 0.5, none
-    for cost, presence, dice in ((0.1, 0.5, 1.0), (1.9, 0.5, 1.0), (2.1, 0.8, 0.5)):
+    # presence 0.1: Dice 1, three of four free scans drawn; 0.5: Dice 1, one of four; 0.8: Dice 0.5, none
+    for cost, presence, dice in ((0.0, 0.1, 1.0), (0.1, 0.5, 1.0), (1.9, 0.5, 1.0), (2.1, 0.8, 0.5)):
         metric, mean = scores_of(probabilities, target, thresholds=candidates, false_positive_cost=cost)
         assert metric.best_thresholds.item() == pytest.approx(0.1), cost
         assert metric.presence_thresholds.item() == pytest.approx(presence), cost
         assert mean == pytest.approx(dice), cost
-    # Without a cost nothing speaks for more than the lesion's own threshold.
-    assert scores_of(probabilities, target, thresholds=candidates)[0].presence_thresholds.item() == pytest.approx(0.1)
     # A scan of which nothing is known is not free of lesions: without the clean one, of three free ones one is drawn.
     target[5] = UNKNOWN
     metric, _ = scores_of(probabilities, target, thresholds=candidates, false_positive_cost=1.6)
     assert metric.presence_thresholds.item() == pytest.approx(0.8)
+
+
+def test_presence_takes_false_lesions_from_scans_that_have_true_ones():
+    """Four voxels of lesion at 0.9, 0.6, 0.6, 0.6; apart from it a speck at 0.8: extent 0.5 and presence 0.85 are "
+    "right."""
+    probabilities = torch.zeros(1, 1, 9, 1, 1)
+    probabilities[0, 0, :, 0, 0] = torch.tensor([0.9, 0.6, 0.6, 0.6, 0.0, 0.0, 0.8, 0.0, 0.0])
+    target = torch.zeros(probabilities.shape, dtype=torch.uint8)
+    target[0, 0, :4] = 1
+    metric, mean = scores_of(probabilities, target, thresholds=[0.5, 0.7], presence_thresholds=[0.5, 0.7, 0.85])
+    assert (metric.best_thresholds.item(), metric.presence_thresholds.item()) == pytest.approx((0.5, 0.85))
+    assert mean == 1
+    assert scores_of(probabilities, target, thresholds=[0.5, 0.7])[1] == pytest.approx(2 * 4 / 9)
 
 
 def test_presence_never_lies_below_extent():
@@ -142,6 +161,11 @@ def test_each_epoch_begins_anew_and_batches_do_not_matter():
     metric.reset()
     metric.update((probabilities[:1], target[:1]))
     assert metric.compute() == scores_of(probabilities[:1], target[:1])[1] != mean
+
+
+def test_presence_must_reach_the_highest_extent():
+    with pytest.raises(ValueError, match=r"presence_thresholds end at 0\.5, below the highest of thresholds, 0\.9"):
+        DiceByThreshold(thresholds=[0.1, 0.9], presence_thresholds=[0.5])
 
 
 @pytest.mark.parametrize("thresholds", [[], [0.0, 0.5], [0.5, 1.1], [0.5, 0.3], [0.5, 0.5]])
@@ -163,7 +187,7 @@ def _rank(local_rank, shares):
     alone_of = {}
     for share, (first, second) in shares.items():
         rows = (first, second)[idist.get_rank()]
-        metric = DiceByThreshold(thresholds=CANDIDATES, false_positive_cost=0.2, output_transform=lambda o: o)
+        metric = DiceByThreshold(CANDIDATES, CANDIDATES, false_positive_cost=0.2, output_transform=lambda o: o)
         for row in rows:
             metric.update((probabilities[row : row + 1], target[row : row + 1]))
         mean = metric.compute()
@@ -173,9 +197,9 @@ def _rank(local_rank, shares):
             metric.best_thresholds.tolist(),
             metric.presence_thresholds.tolist(),
         )
-    whole = DiceByThreshold(thresholds=CANDIDATES, false_positive_cost=0.2, output_transform=lambda o: o)
+    whole = DiceByThreshold(CANDIDATES, CANDIDATES, false_positive_cost=0.2, output_transform=lambda o: o)
     whole.update((probabilities, target))
-    whole._gather = lambda: torch.stack(whole._counts)  # type: ignore[method-assign]
+    whole._gather = lambda: torch.stack(whole._rows)  # type: ignore[method-assign]
     expected = (
         whole.compute(),
         whole.dice.tolist(),
