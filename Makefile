@@ -12,7 +12,7 @@ ENCODER := bundles/encoder/configs
 CLASSIFICATION := bundles/classification/configs
 LOCALIZATION := bundles/localization/configs
 OVERLAYS := bundles/_overlays
-# as wide as lets it make as many steps as the localizer in the same time
+# as wide as lets it make as many steps as the localizer in about the same time
 SEGRESNET = --demo_dir $(abspath $(DEMO)) --run_dir $(abspath $(DEMO))/localization_segresnet --segresnet_filters 8
 RUN := $(BIN)/python -m monai.bundle run
 export MLFLOW_DISABLE_TELEMETRY := true
