@@ -27,13 +27,13 @@ def pixels(png):
 def figures(monkeypatch):
     """Return the figures that were drawn."""
     made = []
-    make = localization_montage._figure
+    make = localization_montage.new_figure
 
     def remember(*args):
         made.append(make(*args))
         return made[-1]
 
-    monkeypatch.setattr(localization_montage, "_figure", remember)
+    monkeypatch.setattr(localization_montage, "new_figure", remember)
     return made
 
 

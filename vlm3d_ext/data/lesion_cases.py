@@ -51,17 +51,13 @@ class LesionCases:
                 f"disease set {self.disease_set.name}: {strangers[0]!r} is no finding of its label set "
                 f"{self.disease_set.label_set}; write the name as it is there."
             )
-        self._cases: dict[str, list[dict[str, Any]]] = {}
-        for split in SPLITS:
-            cases = []
-            if self.manifest.content[split]:
-                cases = labels.cases(split) if labels is not None else self.manifest.cases(split)
-            self._cases[split] = [self._with_disease_labels(case, labels) for case in cases]
+        self._labels = labels
         self.description = self._describe()
         logger.info(self.description)
 
-    def _with_disease_labels(self, case: dict[str, Any], labels: LabelledCases | None) -> dict[str, Any]:
-        labelled = dict(zip(labels.names, case["labels"], strict=True)) if labels is not None else {}
+    def _with_disease_labels(self, case: dict[str, Any]) -> dict[str, Any]:
+        names = self._labels.names if self._labels is not None else ()
+        labelled = dict(zip(names, case["labels"], strict=True)) if names else {}
         values = []
         for disease in self.disease_set.diseases:
             label = float(labelled.get(disease.name, math.nan))
@@ -84,14 +80,8 @@ class LesionCases:
         Raises:
             ManifestError: if there is no such split, or it has no case.
         """
-        names = [split] if isinstance(split, str) else list(split)
-        unknown = [name for name in names if name not in SPLITS]
-        if unknown:
-            raise ManifestError(f"{self.manifest.path}: no split {unknown[0]!r}; the splits are {list(SPLITS)}.")
-        cases = [case for name in names for case in self._cases[name]][:max_cases]
-        if not cases:
-            raise ManifestError(f"{self.manifest.path}: no case in {' or '.join(names)}.")
-        return cases
+        source = self._labels if self._labels is not None else self.manifest
+        return [self._with_disease_labels(case) for case in source.cases(split, max_cases)]
 
     def balanced(
         self,
@@ -137,8 +127,8 @@ class LesionCases:
         negatives = [
             c for c in cases if 0.0 in c["disease_labels"] and not any(_has_lesion(c, key) for key in c["lesion_masks"])
         ]
-        if negatives and negative_share > 0:
-            wanted = round(len(drawn) * negative_share / (1 - negative_share))
+        wanted = round(len(drawn) * negative_share / (1 - negative_share))
+        if negatives and wanted:
             order = np.concatenate([random.permutation(len(negatives)) for _ in range(-(-wanted // len(negatives)))])
             drawn += [{**negatives[index], "crop_disease": None} for index in order[:wanted]]
         return drawn
@@ -148,7 +138,7 @@ class LesionCases:
         for index, disease in enumerate(self.disease_set.diseases):
             parts = []
             for split in SPLITS:
-                cases = self._cases[split]
+                cases = self.cases(split) if self.manifest.content[split] else []
                 drawn = [case for case in cases if _has_lesion(case, disease.key)]
                 masks = len(drawn)
                 partial = sum(disease.key in case["lesion_masks_partial"] for case in drawn)

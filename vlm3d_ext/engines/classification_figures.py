@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 from ..metrics.calibration_error import per_label_calibration_error, reliability_curve
 from ..metrics.label_arrays import checked_labels, checked_probabilities, mean_over_defined
 from .classification_evaluation import ClassificationReport
+from .png_figures import as_png, new_figure
 
 __all__ = ["draw_precision_recall_curves", "draw_reliability", "draw_roc_curves"]
 
@@ -76,7 +76,7 @@ def draw_reliability(
         labels: (N, L) of 1, 0 or NaN.
         uncalibrated_probabilities: (N, L), drawn beside them where given.
     """
-    figure = _figure(4.6, 5.4)
+    figure = new_figure(4.6, 5.4)
     axes, counts_axes = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
     curves = [("calibrated", probabilities)] if uncalibrated_probabilities is not None else [("", probabilities)]
@@ -92,7 +92,7 @@ def draw_reliability(
     axes.legend(loc="upper left", frameon=False, fontsize=8)
     counts_axes.set(xlabel="mean probability of a bin", ylabel="entries")
     counts_axes.set_ylim(bottom=0)
-    return _as_png(figure)
+    return as_png(figure)
 
 
 def _draw_panels(
@@ -107,7 +107,7 @@ def _draw_panels(
     probabilities = checked_probabilities(labels, probabilities)
     num_columns = min(6, max(1, math.ceil(math.sqrt(1.8 * len(report.per_label)))))
     num_rows = math.ceil(len(report.per_label) / num_columns)
-    figure = _figure(_PANEL_SIZE * num_columns + 0.4, (_PANEL_SIZE + 0.25) * num_rows + 0.4)
+    figure = new_figure(_PANEL_SIZE * num_columns + 0.4, (_PANEL_SIZE + 0.25) * num_rows + 0.4)
     panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
     for column, axes in enumerate(panels):
         if column >= len(report.per_label):
@@ -124,26 +124,10 @@ def _draw_panels(
             axes.set_facecolor("0.95")
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
-    return _as_png(figure)
+    return as_png(figure)
 
 
 def _note(axes: Any, text: str, top: bool = False) -> None:
     place = (0.97, 0.97, "top") if top else (0.97, 0.04, "bottom")
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
     axes.text(place[0], place[1], text, va=place[2], ha="right", fontsize=7, bbox=box, transform=axes.transAxes)
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _as_png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # matplotlib would write its version into the file, which would change although the picture does not
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from ..metrics.lesion_components import SIZE_BINS
 from .localization_case import CaseEvaluation
 from .localization_evaluation import FROC_FALSE_POSITIVES, LocalizationReport
 from .localization_montage import DISEASE_COLOURS
+from .png_figures import as_png, new_figure
 
 __all__ = ["draw_dice_by_size", "draw_froc"]
 
@@ -24,7 +23,7 @@ def draw_froc(report: LocalizationReport) -> bytes:
     Args:
         report: with the curves.
     """
-    figure = _figure(5.6, 4.2)
+    figure = new_figure(5.6, 4.2)
     axes = figure.subplots()
     for limit in FROC_FALSE_POSITIVES:
         axes.axvline(limit, color="0.8", linewidth=0.8, linestyle=":")
@@ -47,7 +46,7 @@ def draw_froc(report: LocalizationReport) -> bytes:
     axes.set(xlim=(0, 4.5), ylim=(-0.02, 1.02), xlabel="false positives per scan", ylabel="sensitivity of lesions")
     axes.set_title("FROC", fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
-    return _as_png(figure)
+    return as_png(figure)
 
 
 def draw_dice_by_size(report: LocalizationReport, cases: Sequence[CaseEvaluation]) -> bytes:
@@ -62,7 +61,7 @@ def draw_dice_by_size(report: LocalizationReport, cases: Sequence[CaseEvaluation
     number_of = len(report.diseases)
     num_columns = min(3, number_of)
     num_rows = -(-number_of // num_columns)
-    figure = _figure(_PANEL_INCHES * num_columns + 0.4, _PANEL_INCHES * num_rows + 0.5)
+    figure = new_figure(_PANEL_INCHES * num_columns + 0.4, _PANEL_INCHES * num_rows + 0.5)
     panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
     for number, axes in enumerate(panels):
         if number >= number_of:
@@ -88,24 +87,8 @@ def draw_dice_by_size(report: LocalizationReport, cases: Sequence[CaseEvaluation
         axes.scatter(voxels, dice, s=14, color=_colour(number), edgecolors="0.25", linewidths=0.3)
     figure.supxlabel("voxels of the lesion, on the scan's own grid", fontsize=9)
     figure.supylabel("Dice of the lesion", fontsize=9)
-    return _as_png(figure)
+    return as_png(figure)
 
 
 def _colour(number: int) -> str:
     return DISEASE_COLOURS[number % len(DISEASE_COLOURS)]
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _as_png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # matplotlib would write its version into the file, which would change although the picture does not
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from ..data.area_averaging import are_parallel
 from ..data.volume_geometry import VolumeGeometry
 from ..data.volume_resampling import resample_mask
 from .mask_outlines import mask_outlines
+from .png_figures import as_png, new_figure
 
 __all__ = ["DISEASE_COLOURS", "MontageRow", "draw_montage"]
 
@@ -99,7 +99,8 @@ def draw_montage(
         raise ValueError(f"{title}: the image's axes are not parallel to the scan's; draw on the prepared image.")
     shown = [_OnCanonical(row, source_geometry) for row in rows]
     with_lesion = [row for row in shown if row.either.any()]
-    figure = _figure(len(with_lesion) or 1)
+    num_rows = len(with_lesion) or 1
+    figure = new_figure(_PANEL_INCHES * len(_COLUMNS) + 0.4, _PANEL_INCHES * num_rows + 0.9)
     grid = figure.subplots(len(with_lesion) or 1, len(_COLUMNS), squeeze=False)
     scene = _Scene(windows, image_geometry, canonical)
     for panels, row in zip(grid, with_lesion or [shown[0]], strict=True):
@@ -109,10 +110,7 @@ def draw_montage(
     figure.suptitle(title if with_lesion else f"{title}\nno lesion, neither true nor predicted", fontsize=10)
     if with_lesion:
         _add_legend(figure, with_lesion)
-    buffer = io.BytesIO()
-    # matplotlib would write its version into the file, which would change although the picture does not
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return as_png(figure, _DPI)
 
 
 class _OnCanonical:
@@ -270,13 +268,3 @@ def _add_legend(figure: Any, rows: Sequence[_OnCanonical]) -> None:
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, facecolor="0.35")
     for text in legend.get_texts():
         text.set_color("white")
-
-
-def _figure(num_rows: int) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    size = (_PANEL_INCHES * len(_COLUMNS) + 0.4, _PANEL_INCHES * num_rows + 0.9)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -178,7 +178,6 @@ class TextGuidedAttentionUNet(nn.Module):
             )
         self.token_level = voxels.index(tuple(patch_size))
         self.stride = voxels[-1]
-        self.strides = strides
         self.down = nn.ModuleList()
         before = in_channels
         for width, kernel, stride in zip(channels, kernels, strides, strict=True):
