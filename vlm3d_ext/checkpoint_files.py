@@ -1,8 +1,9 @@
-"""Reading checkpoints and fingerprinting files, with errors that say what to do."""
+"""Reading checkpoints and fingerprinting files and weights, with errors that say what to do."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
 import zipfile
@@ -13,7 +14,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-__all__ = ["CheckpointError", "file_sha256", "load_upstream_weights", "read_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "UpstreamCheckpoint",
+    "file_sha256",
+    "load_upstream_weights",
+    "read_checkpoint",
+    "state_dict_sha256",
+]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _CHUNK_BYTES = 1 << 20
@@ -44,6 +52,16 @@ def file_sha256(path: str | os.PathLike) -> str:
                 digest.update(chunk)
         _known_sha256[key] = digest.hexdigest()
     return _known_sha256[key]
+
+
+def state_dict_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over the sorted names, dtypes, shapes and bytes of tensors, wherever they are."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_checkpoint(path: str | os.PathLike, *, hint: str = "") -> dict[str, Any]:
@@ -129,6 +147,68 @@ def load_upstream_weights(
         raise CheckpointError(f"the weights in {checkpoint} do not fit {type(module).__name__}: {problems}. {hint}")
     module.load_state_dict(state, strict=True)
     return module
+
+
+class UpstreamCheckpoint:
+    """Modules that one checkpoint fills; see `load_upstream_weights` for what can be wrong.
+
+    Args:
+        checkpoint: the file.
+        objects: key in the checkpoint -> module.
+        parameter_name: the config key that points to the file, for the error message.
+        command: the command that makes the file, for the error message.
+        checks: key in the checkpoint -> object whose `load_state_dict` refuses what does not belong together, such as
+            `vlm3d_ext.text.label_record.LabelRecord`; asked before any weight is loaded.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike,
+        objects: Mapping[str, nn.Module],
+        parameter_name: str = "ckpt_path",
+        command: str = "python -m monai.bundle run --config_file bundles/encoder/configs/train.json",
+        checks: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.checks = dict(checks or {})
+        self.checkpoint = checkpoint
+        self.objects = dict(objects)
+        self.parameter_name = parameter_name
+        self.command = command
+
+    @property
+    def _hint(self) -> str:
+        return f"Make it with: {self.command}, or point to another file with --{self.parameter_name} PATH."
+
+    def check_file(self) -> None:
+        """Refuse a missing file at once, before data are read and the file's fingerprint is asked for.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+        """
+        if not Path(self.checkpoint).is_file():
+            raise FileNotFoundError(f"checkpoint {self.checkpoint} does not exist. {self._hint}")
+
+    def load(self, logger: logging.Logger) -> None:
+        """Check, and load.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if the file or its weights do not fit.
+            ValueError: if one of the checks refuses it.
+        """
+        content = read_checkpoint(self.checkpoint, hint=self._hint) if self.checks else {}
+        for key, check in self.checks.items():
+            if key not in content:
+                raise CheckpointError(f"{self.checkpoint} has no entry {key!r}; it has {sorted(content)}. {self._hint}")
+            try:
+                check.load_state_dict(content[key])
+            except ValueError as error:
+                raise ValueError(f"{self.checkpoint}: {error}") from None
+        for key, module in self.objects.items():
+            load_upstream_weights(
+                module, self.checkpoint, key=key, parameter_name=self.parameter_name, command=self.command
+            )
+        logger.info(f"Weights of {', '.join(self.objects)} from {self.checkpoint}.")
 
 
 def _misfits(wanted: Mapping[str, Any], given: Mapping[str, torch.Tensor]) -> str:

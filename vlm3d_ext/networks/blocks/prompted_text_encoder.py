@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...checkpoint_files import state_dict_sha256
 from ...text.finding_prompts import FindingPrompts, tokenize_findings
 from ...text.label_set import Finding
 from ...text.pretrained_text_model import load_text_model
@@ -223,16 +224,6 @@ class PromptedTextEncoder(nn.Module):
                 f"{shape[1]} tokens and {num_soft_tokens} soft tokens exceed the {self.max_positions} positions of "
                 f"text encoder {self.name}; shorten the prompts or use fewer soft tokens."
             )
-
-
-def state_dict_sha256(state_dict: dict[str, Tensor]) -> str:
-    """Return the SHA-256 over the sorted names, dtypes, shapes and bytes of tensors, wherever they are."""
-    digest = hashlib.sha256()
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _row_means(belongs: Tensor, embeddings: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Architectures of language models, one JSON file each; a package, so that an installation carries them along."""
