@@ -54,6 +54,24 @@ TINY_LOCALIZER = {
     "level_strides": [[2, 2, 2]],
     "head_channels": 4,
 }
+TINY_REPORTS = {
+    "dtype": "float32",
+    "lora_rank": 4,
+    "num_queries": 4,
+    "projector_layers": 2,
+    "projector_heads": 4,
+    "max_prompt_tokens": 640,
+    "max_report_tokens": 40,
+    "batch_size": 4,
+    "num_workers": 0,
+}
+TINY_REPORT_TRAINING = {
+    "global_batch_size": 4,
+    "epochs": 12,
+    "validation_interval": 3,
+    "learning_rate": 1e-2,
+    "adapter_learning_rate": 1e-2,
+}
 
 
 def config_files(*names: str, root: Path = BUNDLES) -> list[str]:

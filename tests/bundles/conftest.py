@@ -5,10 +5,20 @@ import pytest
 import torch
 from monai.bundle import run
 
-from tests.bundles.bundle_runs import TINY_CLASSIFIER, TINY_LOCALIZER, TINY_NETWORK, TINY_TRAINING, config_files
+from tests.bundles.bundle_runs import (
+    TINY_CLASSIFIER,
+    TINY_LOCALIZER,
+    TINY_NETWORK,
+    TINY_REPORT_TRAINING,
+    TINY_REPORTS,
+    TINY_TRAINING,
+    config_files,
+)
 from tests.prepared_release import SIZE, make_prepared_release
+from tests.tiny_language_model import make_tiny_language_model
 from tests.tiny_text_model import make_tiny_text_model
 from vlm3d_ext.text.disease_set import load_disease_set
+from vlm3d_ext.text.label_set import load_label_set
 
 
 @pytest.fixture(scope="session")
@@ -157,3 +167,55 @@ def drawing_options(prepared_lesions, localization_run) -> Callable[..., dict]:
 def example() -> torch.Tensor:
     """Two images, to compare exported networks on."""
     return torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def lesion_classification_run(prepared_lesions, lesion_encoder_run, disease_text_model) -> Path:
+    """Run folder of a tiny classifier on the data with lesions, beside that of its encoder."""
+    run_dir = lesion_encoder_run.parent / "classification"
+    options = {**TINY_TRAINING, **TINY_CLASSIFIER, "epochs": 4, "learning_rate": 1e-2}
+    folders = {"dataset_dir": str(prepared_lesions), "run_dir": str(run_dir), "text_model": str(disease_text_model)}
+    run(config_file=config_files("classification/train"), **options, **folders)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory) -> Path:
+    """Folder of a random tiny language model that knows the words of the tiny release's reports and prompts."""
+    words = "Findings : Pleural effusion is observed on the right . was not detected The heart enlarged Heart size normal"
+    more = "Classified findings none [FINDING] in region small Generate a clinical radiology report based CT scan"
+    folder = tmp_path_factory.mktemp("language_model") / "tiny"
+    names = " ".join(load_label_set("ct_rate_18").names)
+    return make_tiny_language_model(folder, max_positions=1024, words=f"{words} {more} {names}".split())
+
+
+@pytest.fixture(scope="session")
+def report_options(
+    prepared_lesions, lesion_encoder_run, lesion_classification_run, localization_run, language_model
+) -> Callable[..., dict]:
+    """Options of a tiny training of the report generator, its evaluation and its inference, in a run folder."""
+
+    def options(run_dir: Path, **further) -> dict:
+        return {
+            **TINY_NETWORK,
+            **TINY_CLASSIFIER,
+            **TINY_LOCALIZER,
+            **TINY_REPORTS,
+            "dataset_dir": str(prepared_lesions),
+            "run_dir": str(run_dir),
+            "bundles_dir": str(lesion_encoder_run.parent),
+            "language_model": str(language_model),
+            **further,
+        }
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def report_run(lesion_encoder_run, report_options) -> Path:
+    """Run folder of a tiny aligned report generator, beside those of its upstream bundles."""
+    run_dir = lesion_encoder_run.parent / "report_generation"
+    options = {**report_options(run_dir), **TINY_REPORT_TRAINING}
+    del options["bundles_dir"]
+    run(config_file=config_files("report_generation/train"), **options)
+    return run_dir

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SPLITS", "CaseManifest", "ManifestError", "with_and_without_mask"]
+__all__ = [
+    "SPLITS",
+    "CaseManifest",
+    "ManifestError",
+    "with_and_without_mask",
+    "with_other_patients_evidence",
+    "with_report",
+]
 
 SPLITS = ("training", "validation", "test")
 _CASE_KEYS = ("volume_id", "patient_id", "image", "geometry", "has_anatomical_mask", "labels", "lesion_masks")
@@ -124,3 +131,45 @@ def with_and_without_mask(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any
     """
     unguided = [{**case, "use_anatomical_mask": False} for case in cases]
     return unguided + [{**case, "use_anatomical_mask": True} for case in cases if case["has_anatomical_mask"]]
+
+
+def with_report(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the cases that have a report with findings or an impression.
+
+    Raises:
+        ManifestError: if none has.
+    """
+    kept = [case for case in cases if any((case.get("report") or {}).get(key) for key in ("findings", "impression"))]
+    if not kept:
+        raise ManifestError(
+            f"none of the {len(cases)} cases has a report; prepare data with reports, or write some with "
+            "`python -m data_prep.write_reports`."
+        )
+    return kept
+
+
+def with_other_patients_evidence(cases: Sequence[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """Return each case marked ``evidence_of`` a volume of another patient.
+
+    This is the control that tells what a report generator sees of the scan from what it knows of reports.
+
+    Volumes are dealt out so that each serves once, or nearly so; the same for the same cases and seed.
+
+    Raises:
+        ManifestError: if all cases are of one patient.
+    """
+    if len({case["patient_id"] for case in cases}) < 2:
+        raise ManifestError("the control needs scans of at least two patients; evaluate more cases.")
+    order = sorted(
+        range(len(cases)), key=lambda row: hashlib.sha256(f"{seed} {cases[row]['volume_id']}".encode()).digest()
+    )
+    shuffled = []
+    for place, row in enumerate(order):
+        steps = range(1, len(order))
+        other = next(
+            cases[order[(place + step) % len(order)]]
+            for step in steps
+            if cases[order[(place + step) % len(order)]]["patient_id"] != cases[row]["patient_id"]
+        )
+        shuffled.append({**cases[row], "evidence_of": other["volume_id"]})
+    return shuffled

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 
 from monai.engines import Evaluator
 
 __all__ = ["run_pending"]
 
 
-def run_pending(evaluator: Evaluator, dataset: Sized) -> None:
-    """Run the evaluator, or say that everything is there already; an engine cannot run over nothing."""
+def run_pending(evaluator: Evaluator, dataset: Sized, otherwise: Callable[[], object] | None = None) -> None:
+    """Run the evaluator, or say that everything is there already; an engine cannot run over nothing.
+
+    Args:
+        evaluator: over the data set.
+        dataset: what is left to do.
+        otherwise: called where nothing is left.
+    """
     if len(dataset):
         evaluator.run()
-    else:
-        logging.getLogger(__name__).info("Nothing to do: every case has its result already.")
+        return
+    logging.getLogger(__name__).info("Nothing to do: every case has its result already.")
+    if otherwise is not None:
+        otherwise()

@@ -14,6 +14,8 @@ __all__ = ["PrepareKeywordBatch"]
 class PrepareKeywordBatch(PrepareBatch):
     """Passes ``image`` to the network, and every other tensor of the batch as a keyword argument of the same name.
 
+    What `keys` names need not be a tensor: texts are passed on as they are.
+
     Args:
         keys: the entries to pass on; None passes all tensors but ``image`` and those in `exclude`.
         exclude: entries the network does not take.
@@ -39,12 +41,15 @@ class PrepareKeywordBatch(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, None, tuple, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, None, tuple, dict[str, Any]]:
         """Return image, no target, no positional and the keyword arguments, all on `device`."""
         names = self.keys
         if names is None:
             names = [k for k, v in batchdata.items() if isinstance(v, torch.Tensor) and k not in self.exclude]
         else:
             names = [*names, *(name for name in self.optional_keys if name in batchdata)]
-        moved = {name: batchdata[name].to(device, non_blocking=non_blocking, **kwargs) for name in names}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking, **kwargs) if isinstance(value, torch.Tensor) else value
+            for name, value in ((name, batchdata[name]) for name in names)
+        }
         return batchdata[self.image_key].to(device, non_blocking=non_blocking, **kwargs), None, (), moved

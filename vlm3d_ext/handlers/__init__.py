@@ -14,6 +14,9 @@ from .loss_history import LossHistory
 from .mlflow_tracker import MLflowTracker
 from .prediction_writer import PredictionWriter
 from .progress_bar import ProgressBar
+from .reference_policy import ReferencePolicy
+from .report_evaluation import ReportEvaluationWriter
+from .report_writer import ReportWriter
 from .representation_probes import RepresentationProbes
 from .resumable_checkpoint import ResumableCheckpoint
 from .seeding import IterationSeed
@@ -36,6 +39,9 @@ __all__ = [
     "MLflowTracker",
     "PredictionWriter",
     "ProgressBar",
+    "ReferencePolicy",
+    "ReportEvaluationWriter",
+    "ReportWriter",
     "RepresentationProbes",
     "ResumableCheckpoint",
 ]

@@ -10,6 +10,7 @@ from .case_resampling import percentile_interval, resampling_weights
 from .crg import crg_from_counts, crg_score
 from .decisions import DecisionCounts, count_decisions, decide
 from .dice_by_threshold import DiceByThreshold
+from .generated_report_scores import GeneratedReportScores
 from .label_collector import MultiLabelScores
 from .mean_loss import MeanLoss
 from .multi_label import bootstrap_interval, macro_auroc, per_label_auroc
@@ -20,6 +21,7 @@ __all__ = [
     "ClassifierCalibration",
     "DecisionCounts",
     "DiceByThreshold",
+    "GeneratedReportScores",
     "MeanLoss",
     "MultiLabelScores",
     "bootstrap_interval",

@@ -1,4 +1,5 @@
 from .lesion_targets import LoadLesionTargetsd, RandLesionCropsd
+from .load_evidence import LoadEvidenced
 from .load_features import LoadFeaturesd
 from .load_prepared_case import LoadPreparedCased
 from .presets import (
@@ -10,6 +11,7 @@ from .presets import (
 from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
 
 __all__ = [
+    "LoadEvidenced",
     "LoadFeaturesd",
     "LoadLesionTargetsd",
     "LoadPreparedCased",

@@ -4,6 +4,7 @@ from .prompted_text_encoder import PromptedTextEncoder
 from .sentence_encoder import HashedNgramSentenceEncoder
 from .text_embedder import TextEmbedder
 from .text_guided_attention_unet import TextGuidedAttentionUNet
+from .vision_to_llm_projector import VisionToLLMProjector
 from .volume_transformer_block import VolumeTransformerBlock
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "PromptedTextEncoder",
     "TextEmbedder",
     "TextGuidedAttentionUNet",
+    "VisionToLLMProjector",
     "VolumeTransformerBlock",
 ]

@@ -1,7 +1,10 @@
 from .classifier_training import ClassifierTraining, FeatureClassifierTraining
 from .encoder_pretraining import EncoderPretraining, PretrainingHeads
+from .image_prefix_language_model import ImagePrefixLanguageModel
 from .lesion_localization import LesionLocalizationModule, LesionProbabilities, PlainLocalizer
 from .localization_training import LocalizationTraining
+from .report_generator import PolicyTraining, PrefixEmbeddings, ReportGenerator, ReportTraining
+from .scan_evidence import ScanEvidence
 from .three_d_vision_encoder import RegionTokenEncoder, ThreeDVisionEncoder, VisionFeatures
 from .volume_classifier import FindingProbabilities, VolumeClassifier
 
@@ -10,12 +13,18 @@ __all__ = [
     "EncoderPretraining",
     "FeatureClassifierTraining",
     "FindingProbabilities",
+    "ImagePrefixLanguageModel",
     "LesionLocalizationModule",
     "LesionProbabilities",
     "LocalizationTraining",
     "PlainLocalizer",
+    "PolicyTraining",
+    "PrefixEmbeddings",
     "PretrainingHeads",
     "RegionTokenEncoder",
+    "ReportGenerator",
+    "ReportTraining",
+    "ScanEvidence",
     "ThreeDVisionEncoder",
     "VisionFeatures",
     "VolumeClassifier",

@@ -1,0 +1,172 @@
+"""Extracting evidence: what the report generator reads of a scan, once for all epochs and phases."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..checkpoint_files import UpstreamCheckpoint, file_sha256
+from ..data.connected_components import without_faint_lesions
+from ..data.evidence_store import EvidenceStore
+from ..data.seeded_dataset import SeededDataset
+from ..networks.nets.scan_evidence import Evidence, ScanEvidence
+from ..text.lesion_locations import LesionLocationInjector
+from ..transforms import prepared_case_transforms
+
+__all__ = ["EvidenceExtraction"]
+
+logger = logging.getLogger(__name__)
+
+
+class EvidenceExtraction:
+    """Runs `ScanEvidence` over cases and stores what it says; what is stored already is not computed again.
+
+    Under torchrun each rank takes its share of the cases.
+
+    Args:
+        network: the three networks, whose weights are loaded when `run` finds something to do.
+        checkpoints: "encoder", "classification" and, with a localizer, "localization" -> path.
+        checks: name of a checkpoint -> its key -> object whose `load_state_dict` refuses what does not belong here.
+        output_dir: where the store is or will be.
+        fingerprint: of the data, from the manifest.
+        finding_names: of the classifier's outputs.
+        injector: which words the lesions.
+        use_anatomical_mask: whether masks guide the features, the findings and the places where there are masks. False
+            is a scan as it comes.
+        device: where to compute.
+        batch_size: scans at a time; more than one needs scans of one size.
+        num_workers: processes that load.
+        amp: bfloat16 autocast.
+
+    Raises:
+        FileNotFoundError: if a checkpoint does not exist.
+        ResultStoreError: if `output_dir` holds evidence of other checkpoints or data.
+    """
+
+    def __init__(
+        self,
+        network: ScanEvidence,
+        checkpoints: Mapping[str, str | os.PathLike | None],
+        output_dir: str | os.PathLike,
+        fingerprint: str,
+        finding_names: Sequence[str],
+        injector: LesionLocationInjector | None = None,
+        checks: Mapping[str, Mapping[str, Any]] | None = None,
+        use_anatomical_mask: bool = False,
+        device: torch.device | str = "cpu",
+        batch_size: int = 1,
+        num_workers: int = 0,
+        amp: bool = False,
+    ) -> None:
+        self.network = network
+        self.injector = injector or LesionLocationInjector()
+        self.finding_names = list(finding_names)
+        self.use_anatomical_mask = use_anatomical_mask
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.amp = amp
+        modules = {"encoder": network.encoder, "classification": network.classifier, "localization": network.localizer}
+        self.weights = [
+            UpstreamCheckpoint(
+                checkpoints[name] or "",
+                {"model": module},
+                parameter_name=f"{name}_ckpt",
+                command=f"python -m monai.bundle run --config_file bundles/{name}/configs/train.json",
+                checks=(checks or {}).get(name),
+            )
+            for name, module in modules.items()
+            if module is not None
+        ]
+        self.check_files()
+        origin = {
+            **{f"{name}_sha256": file_sha256(path) for name, path in checkpoints.items() if path},
+            "fingerprint": fingerprint,
+            "use_anatomical_mask": use_anatomical_mask,
+            "pooling": network.pooling,
+        }
+        self.store = EvidenceStore(output_dir, origin)
+
+    def check_files(self) -> None:
+        """Refuse a missing checkpoint at once.
+
+        Raises:
+            FileNotFoundError: if there is one.
+        """
+        for weights in self.weights:
+            weights.check_file()
+
+    def run(self, cases: Sequence[Mapping[str, Any]]) -> None:
+        """Extract what is missing of the cases."""
+        pending = self.store.pending(cases)
+        pending = pending[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+        if pending:
+            logger.info("Evidence: %d of %d cases to extract, to %s.", len(pending), len(cases), self.store.folder)
+            for weights in self.weights:
+                weights.load(logger)
+            self.network.to(self.device)
+            transform = prepared_case_transforms(self.use_anatomical_mask)
+            loader = DataLoader(
+                SeededDataset(pending, transform), batch_size=self.batch_size, num_workers=self.num_workers
+            )
+            with tqdm(total=len(pending), unit="case", desc="evidence", mininterval=2.0) as bar:
+                for batch in loader:
+                    self._extract(batch)
+                    bar.update(len(batch["volume_id"]))
+            self.network.cpu()  # the language model needs the memory
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    def _extract(self, batch: Mapping[str, Any]) -> None:
+        names = ("image", "anatomical_mask", "spacing_mm", "use_anatomical_mask")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            evidence: Evidence = self.network(*(batch[name].to(self.device) for name in names))
+        for row, volume_id in enumerate(batch["volume_id"]):
+            features = {
+                name: getattr(evidence, name)[row].float().cpu().numpy()
+                for name in ("global_features", "region_features", "local_features")
+            }
+            lesions = self._lesions(evidence, row, batch["spacing_mm"][row].tolist())
+            self.store.write(volume_id, features, self._findings(evidence, row), lesions)
+
+    def _findings(self, evidence: Evidence, row: int) -> dict[str, dict[str, Any]]:
+        rows = zip(
+            self.finding_names,
+            evidence.probabilities[row].tolist(),
+            self.network.classifier.classifier.scored_thresholds.tolist(),
+            evidence.predictions[row].tolist(),
+            strict=True,
+        )
+        return {
+            name: {"probability": probability, "threshold": threshold, "prediction": int(prediction)}
+            for name, probability, threshold, prediction in rows
+        }
+
+    def _lesions(self, evidence: Evidence, row: int, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
+        localizer = self.network.localizer
+        if localizer is None or evidence.lesion_probabilities is None:
+            return []
+        volumes = evidence.lesion_probabilities[row].float().cpu().numpy()
+        probabilities = {
+            key: without_faint_lesions(values, threshold, presence)
+            for key, values, threshold, presence in zip(
+                localizer.disease_set.keys,
+                volumes,
+                localizer.thresholds.tolist(),
+                localizer.presence_thresholds.tolist(),
+                strict=True,
+            )
+        }
+        masks = {
+            key: values >= threshold
+            for (key, values), threshold in zip(probabilities.items(), localizer.thresholds.tolist(), strict=True)
+        }
+        regions = evidence.regions[row].cpu().numpy()
+        found = self.injector.locate(masks, spacing_mm, regions, probabilities)
+        return [location.to_json() for location in found]
