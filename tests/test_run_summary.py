@@ -120,7 +120,7 @@ def test_the_commands_name_files_that_are_there(run):
 
 def test_a_folder_where_little_has_happened_yet(tmp_path):
     text = summarise_run(tmp_path)
-    assert f"data           none prepared in {tmp_path / 'prepared'}" in text
+    assert f"data              none prepared in {tmp_path / 'prepared'}" in text
     assert all(word not in text for word in ("epochs", "mlflow", "features", "localization", "SegResNet"))
 
 

@@ -23,13 +23,12 @@ def _read(path: Path) -> Any | None:
 def _data_lines(folder: Path) -> list[str]:
     manifest = _read(folder / "prepared" / "manifest.json")
     if manifest is None:
-        return [f"data           none prepared in {folder / 'prepared'}"]
+        return [f"data              none prepared in {folder / 'prepared'}"]
     counts = ", ".join(f"{len(manifest[split])} {split}" for split in SPLITS)
     log = _read(folder / "prepared" / "preparation_log.json") or {"summary": {}}
     refused = log["summary"].get("refused", 0)
-    return [
-        f"data           {counts} volumes, {refused} refused; label set {manifest['label_set']}; {folder / 'prepared'}"
-    ]
+    text = f"{counts} volumes, {refused} refused; label set {manifest['label_set']}; {folder / 'prepared'}"
+    return [f"data              {text}"]
 
 
 def _training_lines(folder: Path) -> list[str]:
@@ -40,10 +39,16 @@ def _training_lines(folder: Path) -> list[str]:
         validated = [(row["validation"] or {}).get("loss") for row in rows]
         best = min((loss for loss in validated if loss is not None), default=None)
         lines.append(
-            f"{path.parts[-3]:14} {len(rows)} epochs"
+            f"{path.parts[-3]:17} {len(rows)} epochs"
             + (f", training loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "")
             + (f", best validation loss {best:.3f}" if best is not None else "")
             + f"; {path.parent.parent / 'models' / 'model.pt'}"
+        )
+    for path in sorted(folder.glob("*/output_rl/history.json")):
+        rewards = [row["losses"]["reward"] for row in json.loads(path.read_text())]
+        lines.append(
+            f"{path.parts[-3]:17} {len(rewards)} epochs of reinforcement learning, reward {rewards[0]:.3f} to "
+            f"{rewards[-1]:.3f}; {path.parent.parent / 'models_rl' / 'model.pt'}"
         )
     return lines
 
@@ -131,6 +136,32 @@ def _localization_lines(folder: Path) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+_SEES_THE_SCAN = ("generated", "other patients' scans")
+
+
+def _report_lines(folder: Path) -> list[str]:
+    """Return a table of the generated reports of both phases, the control, the baselines, and the references."""
+    phases = {"align": "eval", "rl": "eval_rl"}
+    read = {phase: _read(folder / "report_generation" / name / "reports.json") for phase, name in phases.items()}
+    reports = {phase: content for phase, content in read.items() if content is not None}
+    if not reports:
+        return []
+    from .engines.report_evaluation import format_reports
+
+    first = next(iter(reports.values()))
+    systems = {
+        f"{phase}: {name}": content["systems"][name] for phase, content in reports.items() for name in _SEES_THE_SCAN
+    }
+    systems |= {name: figures for name, figures in first["systems"].items() if name not in _SEES_THE_SCAN}
+    return [
+        "",
+        f"reports of the {first['num_cases']} scans of the test split",
+        "(clinical figures: the findings that a text names, against the labels; laterality: share of the true findings",
+        "named whose sides are the reference's; named: findings in a report)",
+        *format_reports(systems).splitlines(),
+    ]
+
+
 def _count(row: Mapping[str, Any], name: str) -> str:
     # A mean over diseases of how many there are says nothing.
     return "" if row["disease"] == "mean" else str(row[name])
@@ -151,19 +182,24 @@ def summarise_run(folder: Path) -> str:
     lines = [*_data_lines(folder), *_training_lines(folder)]
     features = len(list(folder.glob("encoder/features/*.npz")))
     if features:
-        lines.append(f"features       {features} volumes; {folder / 'encoder' / 'features'}")
+        lines.append(f"features          {features} volumes; {folder / 'encoder' / 'features'}")
     predictions = len(list(folder.glob("classification/predictions/*.json"))) - 1
     if predictions > 0:
-        lines.append(f"findings       {predictions} volumes; {folder / 'classification' / 'predictions' / 'tables'}")
+        lines.append(f"findings          {predictions} volumes; {folder / 'classification' / 'predictions' / 'tables'}")
     drawn = len(list(folder.glob("localization/predictions/*.json"))) - 1
     if drawn > 0:
-        lines.append(f"lesions        {drawn} volumes; {folder / 'localization' / 'predictions' / 'masks'}")
+        lines.append(f"lesions           {drawn} volumes; {folder / 'localization' / 'predictions' / 'masks'}")
+    written = len(list(folder.glob("report_generation/reports/*.json"))) - 1
+    if written > 0:
+        lines.append(f"reports           {written} volumes; {folder / 'report_generation' / 'reports'}")
     lines += _encoder_lines(folder)
     lines += _classification_lines(folder)
     lines += _localization_lines(folder)
+    lines += _report_lines(folder)
     lines += ["", "look at"]
     lines += [f"  {path}" for path in sorted(folder.glob("*/eval/*.png"))]
     lines += [f"  {path}" for path in sorted(folder.glob("*/eval/montages")) if any(path.glob("*.png"))]
+    lines += [f"  {path}" for path in sorted(folder.glob("*/eval*/reports_examples.txt"))]
     if (folder / "mlruns.db").is_file():
         lines.append(f"  mlflow ui --backend-store-uri sqlite:///{(folder / 'mlruns.db').resolve()}")
     checkpoints = sorted(folder.glob("*/models/model.pt"))

@@ -104,16 +104,21 @@ class EvidenceExtraction:
 
     def run(self, cases: Sequence[Mapping[str, Any]]) -> None:
         """Extract what is missing of the cases."""
-        pending = self.store.pending(cases)
-        pending = pending[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+        # shared out before asking what is missing: the other ranks are at work already
+        share = cases[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+        pending = self.store.pending(share)
         if pending:
-            logger.info("Evidence: %d of %d cases to extract, to %s.", len(pending), len(cases), self.store.folder)
+            logger.info("Evidence: %d of %d cases to extract, to %s.", len(pending), len(share), self.store.folder)
             for weights in self.weights:
                 weights.load(logger)
             self.network.to(self.device)
             transform = prepared_case_transforms(self.use_anatomical_mask)
             loader = DataLoader(
-                SeededDataset(pending, transform), batch_size=self.batch_size, num_workers=self.num_workers
+                SeededDataset(pending, transform),
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
+                # a run must not depend on whether the evidence was there already: nothing is drawn from its generator
+                generator=torch.Generator(),
             )
             with tqdm(total=len(pending), unit="case", desc="evidence", mininterval=2.0) as bar:
                 for batch in loader:

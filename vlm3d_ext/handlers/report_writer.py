@@ -21,8 +21,8 @@ class ReportWriter:
     """Writes each batch's reports as soon as they are there, so that a run can be stopped at any moment.
 
     Args:
-        stores: entry "control" of a case (``False``, or ``True`` for a case that was shown another patient's scan) ->
-            where its report goes.
+        stores: whether a case was shown another volume's evidence (``True``, the control) or its own (``False``) ->
+            where its report goes; one store alone takes those of their own evidence.
         label_set: name, path or set of the findings that are read out of the texts.
         ckpt_path: the checkpoint that writes.
         metadata: what else is to be kept with each report.

@@ -38,7 +38,8 @@ class LoadEvidenced(Randomizable, Transform):
         store: where the evidence is.
         prompt: name or path of the template.
         max_prompt_tokens: lesions that make the prompt longer are left out, from the last on.
-        count_tokens: how many tokens a prompt takes, `vlm3d_ext.text.report_prompt.PromptTokenCounter`; None counts words.
+        count_tokens: how many tokens a prompt takes (`vlm3d_ext.text.report_prompt.PromptTokenCounter`); None counts
+            words.
         lesion_dropout: probability of leaving out each lesion's line.
         finding_flips: probability of naming an unlikely finding, or of not naming a likely one, for each finding. The
             classifier knows its training cases too well; without flips the generator would learn to trust it blindly.
