@@ -55,10 +55,16 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def state_dict_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 over the sorted names, dtypes, shapes and bytes of tensors, wherever they are."""
+    """Return the SHA-256 over the sorted names, dtypes, shapes and bytes of tensors, wherever they are.
+
+    Tensors that are spread over ranks are gathered one by one, for which every rank has to call this.
+    """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
+        tensor = state_dict[name].detach()
+        if hasattr(tensor, "full_tensor"):
+            tensor = tensor.full_tensor()
+        tensor = tensor.cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -11,9 +11,11 @@ from tests.bundles.bundle_runs import BUNDLES, REPOSITORY, SHARED_DATA, config_f
 from vlm3d_ext.engines.checked_overrides import check_overrides
 
 BUNDLE_NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
-CONFIGS = sorted(BUNDLES.glob("*/configs/*.json")) + sorted((BUNDLES / "_overlays").glob("*.json"))
+CONFIGS = sorted(BUNDLES.glob("*/configs/**/*.json")) + sorted((BUNDLES / "_overlays").glob("*.json"))
 # the localizer has three stages to write out, and crops, targets and thresholds beside them
-MOST_LINES = {"train": 210, "inference": 125, "evaluate": 60, "localization/train": 225}
+MOST_LINES = {"train": 210, "inference": 125, "evaluate": 68, "localization/train": 225}
+# the report generator begins with the evidence of three other networks, at training and at inference
+MOST_LINES |= {"report_generation/train": 245, "report_generation/inference": 175}
 KNOBS = {"dataset_dir", "manifest", "run_dir", "ckpt_dir", "output_dir", "epochs", "batch_size", "global_batch_size",
          "learning_rate", "seed", "resume", "amp", "num_workers", "max_cases"}  # fmt: skip
 
@@ -25,7 +27,7 @@ SHARED_WIRING = {
               "lineage::_target_", "lineage::manifest", "lineage::allow_mismatch", "lineage::config", "history",
               "checkpoint::training_objects", "checkpoint::resume", "checkpoint::lineage", "checkpoint::save_dir",
               "train::dataset::_target_", "train::dataset::seed", "train::trainer", "validate::evaluator::network",
-              "validate::evaluator::val_handlers", "validate::evaluator::amp", "run"],
+              "validate::evaluator::val_handlers", "validate::evaluator::amp"],
     "inference": ["device", "ckpt_path", "manifest", "case_manifest", "lineage::_target_", "lineage::manifest",
                   "lineage::phase", "lineage::allow_mismatch", "inferer", "evaluator"],
 }  # fmt: skip
@@ -103,6 +105,11 @@ def test_bundles_are_wired_alike(name):
             shared[bundle] = {k: v for k, v in config.items() if k == start or k.startswith(f"{start}::")}
             assert shared[bundle], f"{bundle}'s {name}.json lacks {start}"
             assert shared[bundle] == shared[BUNDLE_NAMES[0]], f"{start} of {bundle} and {BUNDLE_NAMES[0]} differ"
+
+
+@pytest.mark.parametrize("bundle", BUNDLE_NAMES)
+def test_a_run_ends_with_its_training(bundle):
+    assert _load(BUNDLES / bundle / "configs" / "train.json")["run"][-1] == "$@train::trainer.run()"
 
 
 @pytest.mark.parametrize("bundle", BUNDLE_NAMES)

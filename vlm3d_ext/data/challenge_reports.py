@@ -6,6 +6,7 @@ Source: the challenge's public description; see docs/design.md for what is known
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 from .atomic_files import write_json
@@ -31,7 +32,7 @@ def write_challenge_reports(
     """
     if len(volume_ids) != len(reports):
         raise ValueError(f"{path}: {len(volume_ids)} volumes have {len(reports)} reports, expected one for each.")
-    repeated = sorted({volume_id for volume_id in volume_ids if list(volume_ids).count(volume_id) > 1})
+    repeated = sorted(volume_id for volume_id, count in Counter(volume_ids).items() if count > 1)
     if repeated:
         raise ValueError(f"{path}: each volume must be given once, but {repeated[:4]} are there twice.")
     entries = [

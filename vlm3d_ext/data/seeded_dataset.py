@@ -61,15 +61,18 @@ class SeededSampler(DistributedSampler):
 
     While training, ranks get equal numbers, for which a few samples are repeated where the ranks cannot share evenly:
     they step together. In validation no sample is repeated, since it would count twice in a mean; the numbers may then
-    differ by one, unless there are fewer samples than ranks.
+    differ by one, unless there are fewer samples than ranks, or `even` asks for equal ones.
 
     Args:
         dataset: what to sample from.
         shuffle: False for validation; it also keeps the epoch at 0, so that validation draws the same every time.
         seed: of the whole run.
+        even: in validation, leave out the last samples, fewer than there are ranks, where the ranks cannot share
+            evenly. Ranks that share a model's layers need it: one with a batch more would wait for the others forever.
     """
 
-    def __init__(self, dataset: Dataset, shuffle: bool = True, seed: int = 0) -> None:
+    def __init__(self, dataset: Dataset, shuffle: bool = True, seed: int = 0, even: bool = False) -> None:
+        self.even = even
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         super().__init__(dataset, world_size, int(os.environ.get("RANK", "0")), shuffle=shuffle, seed=seed)
 
@@ -79,12 +82,16 @@ class SeededSampler(DistributedSampler):
         order = torch.randperm(size, generator=generator).tolist() if self.shuffle else list(range(size))
         if self._repeats():
             order = (order * (self.total_size // max(size, 1) + 1))[: self.total_size]
+        elif self.even:
+            order = order[: size - size % self.num_replicas]
         epoch = self.epoch if self.shuffle else 0
         return iter([EpochIndex(epoch, index) for index in order[self.rank :: self.num_replicas]])
 
     def __len__(self) -> int:
         size = len(self.dataset)  # type: ignore[arg-type]
-        return self.num_samples if self._repeats() else len(range(self.rank, size, self.num_replicas))
+        if self._repeats():
+            return self.num_samples
+        return size // self.num_replicas if self.even else len(range(self.rank, size, self.num_replicas))
 
     def _repeats(self) -> bool:
         return self.shuffle or len(self.dataset) < self.num_replicas  # type: ignore[arg-type]
@@ -100,6 +107,7 @@ class SeededDataLoader(DataLoader):
         shuffle: True for training; it also leaves out a last batch that is not full, so that all steps weigh the same.
         seed: of the order.
         collate_fn: from samples to a batch; None is torch's own.
+        even: the same number of cases, and so of batches, on each rank; see `SeededSampler`.
     """
 
     def __init__(
@@ -110,8 +118,9 @@ class SeededDataLoader(DataLoader):
         shuffle: bool = True,
         seed: int = 0,
         collate_fn: Callable[[Any], Any] | None = None,
+        even: bool = False,
     ) -> None:
-        sampler = SeededSampler(dataset, shuffle=shuffle, seed=seed)
+        sampler = SeededSampler(dataset, shuffle=shuffle, seed=seed, even=even)
         super().__init__(
             dataset, batch_size, sampler=sampler, num_workers=num_workers, drop_last=shuffle, collate_fn=collate_fn
         )

@@ -74,7 +74,17 @@ class GrpoIteration:
         self.generation = dict(generation or {})
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one iteration; fires the events that gradient clipping and its kin wait for."""
+        """Run one iteration; fires the events that gradient clipping and its kin wait for.
+
+        Raises:
+            ValueError: if the trainer accumulates gradients: each iteration takes its own steps, and gradient clipping
+                would leave most of them out.
+        """
+        if getattr(engine, "accumulation_steps", 1) != 1:
+            raise ValueError(
+                f"reinforcement learning steps in every iteration, but the trainer has accumulation_steps "
+                f"{engine.accumulation_steps}; make global_batch_size the batch_size times the number of ranks."
+            )
         device = engine.state.device
         engine.network.train()
         inputs = {name: batchdata[name].to(device) for name in _INPUTS if name in batchdata}

@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "ADAPTER_BYTES",
+    "GATHERED_LAYERS",
     "LORA_TARGETS",
     "NF4_BITS",
     "PHASES",
@@ -28,6 +29,9 @@ PRECISIONS = ("bf16", "nf4")
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 # weight, gradient and the two moments of AdamW, all in the same type
 ADAPTER_BYTES = {"float32": 16, "bfloat16": 8}
+# What a GPU holds of gathered layers, where they are sharded: the weights of the one that computes, the buffer in which
+# they came, and that of the next one.
+GATHERED_LAYERS = 3
 # What is left of a GPU beside the CUDA context and what the allocator cannot use.
 USABLE_SHARE = 0.9
 _BF16, _FLOAT32 = 2, 4
@@ -42,7 +46,8 @@ class LanguageModelSize:
         quantized_parameters: weights of linear layers except the head, those that 4 bits can hold.
         lora_parameters: of the adapters.
         lora_rank: of the adapters.
-        largest_unit: parameters of the largest module that sharding gathers at a time: a layer or the embeddings.
+        layer_parameters: of `base_parameters` those within transformer layers, which sharding spreads over GPUs.
+        largest_layer: of these, those of the largest layer.
         hidden_size: width.
         intermediate_size: width between up and down projection.
         num_layers: transformer layers.
@@ -59,7 +64,8 @@ class LanguageModelSize:
     quantized_parameters: int
     lora_parameters: int
     lora_rank: int
-    largest_unit: int
+    layer_parameters: int
+    largest_layer: int
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -116,16 +122,16 @@ class PhaseMemory:
         trained: adapters with gradients and AdamW moments, and the projector.
         kv_cache: keys and values while reports are generated; 0 where none are.
         activations: what the forward pass keeps for the backward pass, and the logits.
-        largest_unit: what a GPU gathers at a time when weights are sharded.
-        can_shard: whether weights can be spread over GPUs.
+        sharded: of `weights` what can be spread over GPUs; 0 where nothing can.
+        gathered: what a GPU holds of gathered layers at a time when weights are spread.
     """
 
     weights: float
     trained: float
     kv_cache: float
     activations: float
-    largest_unit: float
-    can_shard: bool
+    sharded: float
+    gathered: float
 
     @property
     def total(self) -> float:
@@ -135,16 +141,18 @@ class PhaseMemory:
     def num_gpus(self, gpu_bytes: float) -> int | None:
         """Return the fewest GPUs on which it fits, each with the whole workload, or None if no number is enough.
 
+        They divide what is `sharded` among them, as `vlm3d_ext.engines.sharded_layers` does; all else each has whole.
+
         Args:
             gpu_bytes: memory of one; 90 % of it are taken as usable.
         """
         usable = USABLE_SHARE * gpu_bytes
         if self.total <= usable:
             return 1
-        free = usable - self.largest_unit - max(self.kv_cache, self.activations)
-        if not self.can_shard or free <= 0:
+        free = usable - (self.total - self.sharded) - self.gathered
+        if not self.sharded or free <= 0:
             return None
-        return max(2, math.ceil((self.weights + self.trained) / free))
+        return max(2, math.ceil(self.sharded / free))
 
 
 def measure_language_model(config: Mapping[str, Any], lora_rank: int, lora_alpha: int = 128) -> LanguageModelSize:
@@ -170,10 +178,10 @@ def measure_language_model(config: Mapping[str, Any], lora_rank: int, lora_alpha
     settings = AutoConfig.for_model(**config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head = model.get_output_embeddings()
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     layers = model.model.layers
-    units = [sum(parameter.numel() for parameter in unit.parameters()) for unit in (*layers, embeddings)]
+    of_layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     base_parameters = sum(parameter.numel() for parameter in model.parameters())
     adapters = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=list(LORA_TARGETS), task_type="CAUSAL_LM")
     with warnings.catch_warnings():
@@ -185,7 +193,8 @@ def measure_language_model(config: Mapping[str, Any], lora_rank: int, lora_alpha
         quantized_parameters=sum(module.weight.numel() for module in linear),
         lora_parameters=sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" in name),
         lora_rank=lora_rank,
-        largest_unit=max(units),
+        layer_parameters=sum(of_layers),
+        largest_layer=max(of_layers),
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
         num_layers=len(layers),
@@ -236,8 +245,8 @@ def estimate_phase(
         + (workload.projector_parameters or 0) * projector_bytes,
         kv_cache=num_sequences * _cache_bytes(size, workload.num_tokens) if phase == "rl" else 0,
         activations=num_sequences * _activation_bytes(size, workload, gradient_checkpointing),
-        largest_unit=size.largest_unit * _BF16,
-        can_shard=precision == "bf16",
+        sharded=size.layer_parameters * _BF16 if precision == "bf16" else 0,
+        gathered=GATHERED_LAYERS * size.largest_layer * _BF16,
     )
 
 

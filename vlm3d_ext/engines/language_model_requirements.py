@@ -13,12 +13,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..networks.blocks import VisionToLLMProjector
 from .language_model_memory import (
     ADAPTER_BYTES,
+    GATHERED_LAYERS,
     NF4_BITS,
     PHASES,
     PRECISIONS,
@@ -33,6 +37,7 @@ __all__ = ["available_language_models", "language_model_requirements", "load_arc
 _FOLDER = Path(__file__).parents[1] / "text" / "language_models"
 _GIB = 2**30
 _LORA_ALPHA = 128
+_VISION_CHANNELS = 768
 _DEFAULT_RANK = 64
 # What the design that these configurations follow gives: its letter, the rank, and the adapters' parameters.
 _DESIGN = {
@@ -50,8 +55,9 @@ _FORMULAS = (
     "  rank, in float32 + 4 B x (5 x hidden + heads x head width + intermediate + 7 x rank) - 2 B x (2 x hidden +",
     "  intermediate); with checkpointing one such layer and 2 B x hidden for each; logits 10 B x vocabulary per token",
     "total: weights + adapters + projector + the larger of KV cache and activations",
-    "GPUs: 90 % of each usable; bf16: weights and trained state sharded over all, one layer or the embeddings gathered",
-    "  at a time, each GPU with its own workload; nf4: not sharded; none: not even so",
+    "GPUs: 90 % of each usable, each with its own workload; bf16: transformer layers sharded over all, and of",
+    "  {gathered_layers} layers the gathered weights; embeddings, head, adapters and projector whole on each; nf4: not",
+    "  sharded; none: not even so",
 )
 
 
@@ -94,6 +100,8 @@ def language_model_requirements(
     name, config = load_architecture(configuration)
     letter, designed_rank, claimed = _DESIGN.get(configuration, (None, _DEFAULT_RANK, None))
     size = measure_language_model(config, designed_rank if lora_rank is None else lora_rank, _LORA_ALPHA)
+    if workload.projector_parameters is None:
+        workload = replace(workload, projector_parameters=_projector_parameters(size.hidden_size))
     lora: dict[str, Any] = {"rank": size.lora_rank, "alpha": _LORA_ALPHA, "parameters": size.lora_parameters}
     if claimed is not None:
         lora |= {"claimed_parameters": claimed, "rank_for_claim": claimed / (size.lora_parameters / size.lora_rank)}
@@ -111,6 +119,12 @@ def language_model_requirements(
             for checkpointing in (True, False)
         ],
     }
+
+
+def _projector_parameters(hidden_size: int) -> int:
+    with torch.device("meta"):
+        projector = VisionToLLMProjector(_VISION_CHANNELS, hidden_size)
+    return sum(weight.numel() for weight in projector.parameters())
 
 
 def _row(
@@ -141,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    formulas = [line.format(adapter_bytes=ADAPTER_BYTES[workload.adapter_dtype]) for line in _FORMULAS]
+    figures = {"adapter_bytes": ADAPTER_BYTES[workload.adapter_dtype], "gathered_layers": GATHERED_LAYERS}
+    formulas = [line.format(**figures) for line in _FORMULAS]
     if options.json:
         workload_and_gpu = asdict(workload) | {"gpu_memory_gib": options.gpu_memory_gib}
         print(json.dumps({"workload": workload_and_gpu, "formulas": formulas, "configurations": rows}, indent=2))
@@ -162,7 +177,7 @@ def _format(row: dict[str, Any], gpu_memory_gib: float) -> str:
             f"    the design's {lora['claimed_parameters'] / 1e6:.0f}M does not follow from this rank: "
             f"it would be rank {lora['rank_for_claim']:.1f}"
         )
-    lines.append(f"  projector parameters {'not counted' if projector is None else format(projector, ','):>15}")
+    lines.append(f"  projector parameters {projector:>15,}")
     head = "".join(f"{title:>13}" for title in ("weights", "trained", "KV cache", "activations", "total"))
     lines.append(f"  {'GiB, at the peak':<32}{head}{f'GPUs of {gpu_memory_gib:g}':>13}")
     for memory in row["memory"]:
@@ -198,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt-tokens", type=int, default=512, help="visual prefix and words before the report (default: 512)")
     add("--max-new-tokens", type=int, default=512, help="tokens of a report (default: 512)")
     add("--adapter-dtype", default="float32", help="of adapters and their optimizer: float32 (default) or bfloat16")
-    add("--projector-parameters", type=int, help="of the image projector (default: not counted)")
+    add("--projector-parameters", type=int, help="of the image projector (default: counted)")
     add("--gpu-memory-gib", type=float, default=80, help="memory of one GPU (default: 80)")
     add("--json", action="store_true", help="print JSON in place of tables")
     return parser

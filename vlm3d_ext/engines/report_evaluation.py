@@ -17,6 +17,7 @@ from ..metrics.text_scores import score_texts
 from ..text.finding_extractor import FindingExtractor
 from ..text.label_set import LabelSet
 from ..text.repetition import distinct_share
+from ..text.report_agreement import finding_f1
 
 __all__ = [
     "CLINICAL_FIGURES",
@@ -155,7 +156,8 @@ def evaluate_reports(
             raise ValueError(f"{name}: {len(texts)} reports for {len(references)} cases; expected one for each.")
     weights = resampling_weights(len(references), num_resamples, seed, groups)
     true_sides = [extractor.sides(reference) for reference in references]
-    evaluated, left_out = [], ()
+    evaluated: list[ReportSystem] = []
+    left_out: tuple[str, ...] = ()
     for name, texts in systems.items():
         decisions = np.array([extractor.labels(text) == 1 for text in texts])
         counts = count_decisions(labels, decisions)
@@ -239,14 +241,11 @@ def _case_rows(
     row_of = {case_id: row for row, case_id in enumerate(scored_ids)}
     rows = []
     for case, case_id in enumerate(case_ids):
-        known = ~np.isnan(labels[case])
-        true = (labels[case] == 1) & known
-        found = decisions[case] & known
-        wrong = int((true != found).sum())
-        both = 2 * int((true & found).sum())
+        true = labels[case] == 1
+        found = decisions[case] & ~np.isnan(labels[case])
         row: dict[str, Any] = {
             "volume_id": case_id,
-            "clinical_f1": both / (both + wrong) if both + wrong else 1.0,
+            "clinical_f1": finding_f1(decisions[case], labels[case]),
             "true_findings": int(true.sum()),
             "named_findings": int(found.sum()),
             "found_findings": int((true & found).sum()),
@@ -281,12 +280,12 @@ def format_reports(systems: Mapping[str, Mapping[str, float | None]]) -> str:
     """Return a table of figures: a row per system. Takes `ReportSystem.figures`, or the same read from JSON."""
     shown = [(key, title) for key, title in _SHOWN if any(figures.get(key) is not None for figures in systems.values())]
     widths = [max(len(title), 6) + 2 for _, title in shown]
-    lines = [f"{'':20}" + "".join(f"{title:>{width}}" for (_, title), width in zip(shown, widths, strict=True))
+    lines = [f"{'':28}" + "".join(f"{title:>{width}}" for (_, title), width in zip(shown, widths, strict=True))
              + "   95 % interval of clinical F1"]  # fmt: skip
     for name, figures in systems.items():
         cells = "".join(f"{_number(figures.get(key), key):>{w}}" for (key, _), w in zip(shown, widths, strict=True))
         interval = f"   [{_number(figures.get('clinical_f1_low'))}, {_number(figures.get('clinical_f1_high'))}]"
-        lines.append(f"{name:20}{cells}{interval}")
+        lines.append(f"{name:28}{cells}{interval}")
     if any(key == "meteor_exact_stem" for key, _ in shown):
         lines.append("METEOR*: exact and stem matches only, not comparable with METEOR 1.5")
     return "\n".join(lines)

@@ -28,11 +28,12 @@ def write_report_evaluation(
     """Write an evaluation; all is made before the first file is written.
 
     - ``reports.json``: figures and findings of all systems; what is undefined is null.
+    - ``reports.txt``: the table of `format_reports`.
     - ``reports.csv``: a row for each system.
     - ``reports_per_case.csv``, ``reports_per_label.csv``: of all systems, a row for each case or finding.
     - ``reports.png``: clinical F1 of each system with its interval, and of each finding.
     - ``reports_examples.txt``: references beside what was generated: the worst, some in the middle and the best by
-      clinical F1.
+      clinical F1, of the cases that have one.
 
     Args:
         evaluation: of `evaluate_reports`.
@@ -84,8 +85,9 @@ def _as_csv(rows: Sequence[Mapping[str, object]]) -> bytes:
 
 def _examples(evaluation: ReportEvaluation, texts: Mapping[str, Sequence[str]], references: Sequence[str]) -> str:
     system = evaluation.systems[0]
-    order = sorted(range(evaluation.num_cases), key=lambda case: system.per_case[case]["clinical_f1"])
-    chosen = sorted({round(n * (len(order) - 1) / (_NUM_EXAMPLES - 1)) for n in range(_NUM_EXAMPLES)})
+    scored = [case for case, row in enumerate(system.per_case) if not math.isnan(row["clinical_f1"])]
+    order = sorted(scored, key=lambda case: system.per_case[case]["clinical_f1"])
+    chosen = sorted({round(n * (len(order) - 1) / (_NUM_EXAMPLES - 1)) for n in range(_NUM_EXAMPLES)} if order else ())
     parts = []
     for place in chosen:
         case = order[place]

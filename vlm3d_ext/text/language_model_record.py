@@ -33,8 +33,17 @@ class LanguageModelRecord:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 over names and contents of the weight files; reading them takes about a second for each GB."""
+        """SHA-256 over names and contents of the weight files; reading them takes about a second for each GB.
+
+        Raises:
+            FileNotFoundError: if there is none, with which all such folders would be the same model.
+        """
         files = sorted({path for pattern in _WEIGHTS for path in self.folder.glob(pattern)})
+        if not files:
+            raise FileNotFoundError(
+                f"language model {self.name}: {self.folder} holds no weights ({', '.join(_WEIGHTS)}); give a folder "
+                "with its weights as --language_model."
+            )
         digests = [[path.name, file_sha256(path)] for path in files]
         return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 

@@ -193,7 +193,8 @@ def base_weights_sha256(model: Any) -> str:
 
     It is the same before and after `peft.get_peft_model` and any training of adapters, so that it tells whether
     adapters and a base model belong together. Weights in 4 bits count with their scales; the same model has another
-    fingerprint in another dtype or in 4 bits.
+    fingerprint in another dtype or in 4 bits. A model whose layers are spread over ranks has that of the whole, for
+    which every rank has to call this.
 
     Args:
         model: of transformers, or such a model wrapped by peft.

@@ -28,8 +28,8 @@ _PLACES = ("image", "findings", "lesions")
 
 
 def available_prompt_templates() -> list[str]:
-    """Return the names of the templates that ship with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.txt"))
+    """Return the names of the report prompts that ship with the package: the templates with a place for the image."""
+    return sorted(path.stem for path in _FOLDER.glob("*.txt") if "{image}" in path.read_text(encoding="utf-8"))
 
 
 class ReportPrompt:

@@ -18,7 +18,7 @@ from ..text.report_sections import ReportSections, write_report
 __all__ = ["LoadEvidenced", "collate_evidence", "reference_report"]
 
 
-def reference_report(case: Mapping[Hashable, Any]) -> str:
+def reference_report(case: Mapping[Any, Any]) -> str:
     """Return the report of a case as ``"Findings: ... Impression: ..."``; "" where it has none."""
     report = case.get("report") or {}
     return write_report(

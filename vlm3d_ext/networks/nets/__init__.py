@@ -4,7 +4,7 @@ from .image_prefix_language_model import ImagePrefixLanguageModel
 from .lesion_localization import LesionLocalizationModule, LesionProbabilities, PlainLocalizer
 from .localization_training import LocalizationTraining
 from .report_generator import PolicyTraining, PrefixEmbeddings, ReportGenerator, ReportTraining
-from .scan_evidence import ScanEvidence
+from .scan_evidence import ScanEvidence, scan_evidence_network
 from .three_d_vision_encoder import RegionTokenEncoder, ThreeDVisionEncoder, VisionFeatures
 from .volume_classifier import FindingProbabilities, VolumeClassifier
 
@@ -28,4 +28,5 @@ __all__ = [
     "ThreeDVisionEncoder",
     "VisionFeatures",
     "VolumeClassifier",
+    "scan_evidence_network",
 ]

@@ -89,6 +89,8 @@ class ImagePrefixLanguageModel(nn.Module):
         hidden_size: C, read from the model.
         embedding_scale: root mean square of the token embeddings.
         num_cut_reports: reports cut so far.
+        is_sharded: whether the base model's layers are spread over ranks, which then have to run it equally often;
+            `vlm3d_ext.engines.sharded_layers.shard_decoder_layers` sets it.
 
     Raises:
         FileNotFoundError: if the model cannot be found.
@@ -122,6 +124,7 @@ class ImagePrefixLanguageModel(nn.Module):
         self.max_prompt_tokens = max_prompt_tokens
         self.max_report_tokens = max_report_tokens
         self.num_cut_reports = 0
+        self.is_sharded = False
         if gradient_checkpointing:
             # transformers renames the method, too
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -150,7 +153,8 @@ class ImagePrefixLanguageModel(nn.Module):
 
     @property
     def base_sha256(self) -> str:
-        """SHA-256 of the base model's weights as they are now, computed at every call."""
+        """SHA-256 of the base model's weights as they are now, computed at every call; where `is_sharded`, every rank
+        has to ask for it."""
         return base_weights_sha256(self.model)
 
     @property
@@ -256,6 +260,10 @@ class ImagePrefixLanguageModel(nn.Module):
                 repeated, because recomputation and a cache exclude each other.
             temperature: logits are divided by it, as when sampling.
         """
+        num_asked = token_ids.shape[1]
+        if self.is_sharded and num_asked == 1:
+            # The second pass below must not be left out on one rank alone, neither forward nor backward.
+            token_ids, mask = token_ids.repeat(1, 2), nn.functional.pad(mask, (0, 1))
         samples = token_ids.shape[0] // prompts.mask.shape[0]
         prompt_mask = prompts.mask.repeat_interleave(samples, 0)
         whole_mask = torch.cat([prompt_mask, mask], dim=1)
@@ -286,7 +294,7 @@ class ImagePrefixLanguageModel(nn.Module):
             ).logits[:, :-1]
         logits = logits.float() / temperature
         chosen = logits.gather(-1, token_ids[..., None])[..., 0] - logits.logsumexp(-1)
-        return chosen.masked_fill(~mask, 0.0)
+        return chosen.masked_fill(~mask, 0.0)[:, :num_asked]
 
     def _fill_cache(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
         """Return the logits after the last position of each prompt, (B, 1, vocabulary), and the keys and values."""
@@ -359,6 +367,9 @@ class ImagePrefixLanguageModel(nn.Module):
             "max_new_tokens": max_new_tokens or self.max_report_tokens,
             "pad_token_id": self.tokenizer.pad_token_id, "eos_token_id": self.tokenizer.eos_token_id,
         }  # fmt: skip
+        if self.is_sharded:
+            # A rank whose texts have ended goes on until those of all have, and forgets what it computes.
+            settings["synced_gpus"] = torch.distributed.get_world_size() > 1
         if not settings["do_sample"]:
             for name in ("temperature", "top_p", "top_k"):
                 settings.pop(name)
@@ -414,7 +425,8 @@ def _add_adapters(model: Any, rank: int, alpha: float, dropout: float, targets: 
             f"among its linear layers."
         )
     inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)), model
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)),  # type: ignore[arg-type]
+        model,
     )
     for parameter_name, weight in model.named_parameters():
         is_adapter = "lora_" in parameter_name

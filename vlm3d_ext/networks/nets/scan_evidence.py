@@ -5,17 +5,21 @@ Shape letters: B batch; d, h, w voxels; D, H, W tokens; V channels; F findings; 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d
 
+from ..blocks import DenoisingTransformer, TextEmbedder, TextGuidedAttentionUNet
+from ..heads import MultiLabelClassifier
 from .lesion_localization import LesionLocalizationModule
 from .three_d_vision_encoder import ThreeDVisionEncoder
 from .volume_classifier import VolumeClassifier
 
-__all__ = ["Evidence", "ScanEvidence", "pool_in_plane", "predicted_regions"]
+__all__ = ["Evidence", "ScanEvidence", "pool_in_plane", "predicted_regions", "scan_evidence_network"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,9 @@ def pool_in_plane(local_features: Tensor, size: int) -> Tensor:
     if size == 1:
         return local_features
     channels_first = local_features.movedim(-1, 1)
-    pooled = avg_pool3d(
-        channels_first, (1, size, size), stride=(1, size, size), ceil_mode=True, count_include_pad=False
-    )
+    # a slab smaller than a square is one square; avg_pool3d would refuse it
+    square = (1, min(size, channels_first.shape[3]), min(size, channels_first.shape[4]))
+    pooled = avg_pool3d(channels_first, square, stride=square, ceil_mode=True, count_include_pad=False)
     return pooled.movedim(1, -1)
 
 
@@ -138,3 +142,62 @@ class ScanEvidence(nn.Module):
             None if self.localizer is None else self.localizer(image, spacing_mm)["probabilities"],
             regions,
         )
+
+
+def scan_evidence_network(
+    *,
+    label_set: str,
+    disease_set: str,
+    pooling: int,
+    in_channels: int,
+    patch_size: Sequence[int],
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    num_depth_heads: int,
+    mlp_dim: int,
+    text_hidden_size: int,
+    projection_dim: int,
+    num_soft_tokens: int,
+    use_region_features: bool,
+    denoising_layers: int,
+    denoising_mlp_dim: int,
+    stem_channels: int,
+    stem_stride: Sequence[int],
+    base_channels: int,
+    level_strides: Sequence[Sequence[int]],
+    head_channels: int,
+) -> ScanEvidence:
+    """Return the three networks as the configs of their bundles build them; arguments are those configs' knobs."""
+    encoder = ThreeDVisionEncoder(in_channels, patch_size, hidden_size, num_layers, num_heads, num_depth_heads, mlp_dim)
+    classifier = MultiLabelClassifier(
+        label_set=label_set,
+        hidden_size=hidden_size,
+        text_hidden_size=text_hidden_size,
+        projection_dim=projection_dim,
+        num_soft_tokens=num_soft_tokens,
+        use_region_features=use_region_features,
+    )
+    localizer = LesionLocalizationModule(
+        copy.deepcopy(encoder),
+        TextEmbedder(disease_set=disease_set, text_hidden_size=text_hidden_size, hidden_size=hidden_size),
+        DenoisingTransformer(
+            hidden_size=hidden_size,
+            num_layers=denoising_layers,
+            num_heads=num_heads,
+            num_depth_heads=num_depth_heads,
+            mlp_dim=denoising_mlp_dim,
+        ),
+        TextGuidedAttentionUNet(
+            in_channels=in_channels,
+            token_channels=hidden_size,
+            text_channels=hidden_size,
+            patch_size=patch_size,
+            stem_channels=stem_channels,
+            stem_stride=stem_stride,
+            base_channels=base_channels,
+            level_strides=level_strides,
+            head_channels=head_channels,
+        ),
+    )
+    return ScanEvidence(encoder, VolumeClassifier(copy.deepcopy(encoder), classifier), localizer, pooling)
