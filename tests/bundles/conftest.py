@@ -182,7 +182,9 @@ def lesion_classification_run(prepared_lesions, lesion_encoder_run, disease_text
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory) -> Path:
     """Folder of a random tiny language model that knows the words of the tiny release's reports and prompts."""
-    words = "Findings : Pleural effusion is observed on the right . was not detected The heart enlarged Heart size normal"
+    words = (
+        "Findings : Pleural effusion is observed on the right . was not detected The heart enlarged Heart size normal"
+    )
     more = "Classified findings none [FINDING] in region small Generate a clinical radiology report based CT scan"
     folder = tmp_path_factory.mktemp("language_model") / "tiny"
     names = " ".join(load_label_set("ct_rate_18").names)

@@ -208,7 +208,7 @@ def test_the_same_config_runs_from_three_places(report_options, tmp_path, monkey
 
 def test_two_processes_compute_what_one_does(report_options, tmp_path):
     # four cases make whole batches both ways
-    training = {**TINY_REPORT_TRAINING, "epochs": 4, "validation_interval": 2, "global_batch_size": 4, "max_cases": 4}
+    training = {**TINY_REPORT_TRAINING, "epochs": 4, "validation_interval": 1, "global_batch_size": 4, "max_cases": 4}
     evidence = {"evidence_dir": str(tmp_path / "evidence")}
     two = report_options(tmp_path / "two", **{**training, "batch_size": 2, **evidence})
     run_command(command([*config_files(TRAIN), *config_files("_overlays/ddp")], two, launcher=two_processes(29551)))

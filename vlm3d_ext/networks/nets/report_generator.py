@@ -76,25 +76,17 @@ class ReportGenerator(nn.Module):
         return self.language_model.generate(prompts, **self.generation)
 
 
-class PrefixEmbeddings(nn.Module):
-    """The projector for export: one tensor in, one tensor out, the same weights under the same names.
+class PrefixEmbeddings(ReportGenerator):
+    """`ReportGenerator` for export: vision features in one tensor in, the prefix out, the same weights under the same
+    names. The language model is exported by the tools that it comes from."""
 
-    Args:
-        projector: as in `ReportGenerator`.
-    """
-
-    def __init__(self, projector: VisionToLLMProjector) -> None:
-        super().__init__()
-        self.projector = projector
-        self.num_regions = projector.region_embeddings.shape[0]
-
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """Return the prefix (B, Q, C).
 
         Args:
             image: (B, 1 + R + N, V): the global feature, the regions, then the pooled local features.
         """
-        regions = 1 + self.num_regions
+        regions = 1 + self.projector.region_embeddings.shape[0]
         return self.projector(image[:, 0], image[:, 1:regions], image[:, regions:])
 
 
