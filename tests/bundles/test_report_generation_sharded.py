@@ -57,9 +57,9 @@ def test_two_ranks_that_share_the_layers_equal_one_process(options, tmp_path):
 def test_reinforcement_learning_of_two_ranks_goes_on_in_one_process(options, report_run, tmp_path):
     """Samples of each rank are of lengths of their own, and so are those of validation."""
     run_dir = tmp_path / "rl"
-    further = {"align_ckpt": str(report_run / "models" / "model.pt"), "num_samples": 4, "learning_rate": 1e-3}
-    further["temperature"] = 0.3  # at 1 hardly a sample ends by itself, and those that do not earn nothing
-    further["max_cases"] = 8  # the first step is at a learning rate of 0
+    # room for samples to end by themselves: those that do not earn nothing, and nothing is learnt if none does
+    further = {"num_samples": 8, "max_report_tokens": 120, "reward_penalties": {}}
+    further |= {"align_ckpt": str(report_run / "models" / "model.pt"), "learning_rate": 1e-3, "warmup_epochs": 0}
     files = config_files(ALIGN, RL, "_overlays/fsdp")
     two_ranks = options(run_dir, ranks=2, epochs=1, num_updates=2, **further)
     run_command(command(files, two_ranks, launcher=two_processes(29782)))

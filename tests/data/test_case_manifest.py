@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.prepared_release import make_prepared_release
-from vlm3d_ext.data.case_manifest import CaseManifest, ManifestError, with_and_without_mask
+from vlm3d_ext.data.case_manifest import (
+    CaseManifest,
+    ManifestError,
+    with_and_without_mask,
+    with_other_patients_evidence,
+    with_report,
+)
 
 
 def _case(volume_id, **changes):
@@ -163,3 +169,65 @@ def test_cases_without_and_with_their_masks():
         ("a", False), ("b", False), ("c", False), ("a", True), ("c", True)
     ]  # fmt: skip
     assert "use_anatomical_mask" not in cases[0]
+
+
+def test_cases_with_a_report():
+    reports = {
+        "a": {"findings": "Nodule.", "impression": "Nodule."},
+        "b": {"findings": "", "impression": "Normal."},
+        "c": {"findings": "Nodule.", "impression": None},
+        "d": {"findings": "", "impression": ""},
+        "e": None,
+    }
+    cases = [{"volume_id": name, "report": report} for name, report in reports.items()]
+    cases.append({"volume_id": "f"})
+    assert with_report(cases) == cases[:3]
+    with pytest.raises(
+        ManifestError, match=r"none of the 3 cases has a report; .* `python -m data_prep.write_reports`"
+    ):
+        with_report(cases[3:])
+
+
+def _cases_of_patients(counts):
+    """Return cases: patient number -> how many volumes."""
+    return [
+        {"volume_id": f"valid_{patient}_a_{number}", "patient_id": f"valid_{patient}", "labels": [patient]}
+        for patient, count in enumerate(counts)
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 1, 1, 1, 1, 1, 1), (2, 3, 1, 2, 4, 1), (5, 1)])
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_every_case_is_shown_another_patient(counts, seed):
+    cases = _cases_of_patients(counts)
+    control = with_other_patients_evidence(cases, seed)
+    patient_of = {case["volume_id"]: case["patient_id"] for case in cases}
+    assert sorted(case["volume_id"] for case in control) == sorted(patient_of)
+    for case in control:
+        assert patient_of[case["evidence_of"]] != case["patient_id"]
+        assert {key: value for key, value in case.items() if key != "evidence_of"} in cases
+    assert all("evidence_of" not in case for case in cases)
+
+
+def test_each_volume_serves_once_or_nearly_so():
+    single = with_other_patients_evidence(_cases_of_patients([1] * 50))
+    assert len({case["evidence_of"] for case in single}) == 50
+    # CT-RATE has about two volumes of each patient; one serves twice where two of a patient follow each other
+    double = with_other_patients_evidence(_cases_of_patients([2] * 50))
+    times = [[case["evidence_of"] for case in double].count(case["volume_id"]) for case in double]
+    assert max(times) <= 2 and times.count(1) >= 90
+
+
+def test_the_control_depends_on_the_seed_and_not_on_the_order_of_the_cases():
+    def pairs(cases, seed):
+        return {(case["volume_id"], case["evidence_of"]) for case in with_other_patients_evidence(cases, seed)}
+
+    cases = _cases_of_patients([1] * 12)
+    assert pairs(cases, 0) == pairs(cases[::-1], 0)
+    assert pairs(cases, 0) != pairs(cases, 1)
+
+
+def test_one_patient_has_no_other():
+    with pytest.raises(ManifestError, match="needs scans of at least two patients; evaluate more cases"):
+        with_other_patients_evidence(_cases_of_patients([3]))

@@ -86,6 +86,30 @@ def test_no_case_is_validated_twice(monkeypatch):
     assert [len(rank) for rank in few] == [1, 1, 1, 1]
 
 
+def test_even_ranks_leave_out_the_last_cases_that_they_cannot_share(monkeypatch):
+    ranks = _ranks(monkeypatch, 3, _dataset(11), shuffle=False, even=True)
+    assert [[key.index for key in rank] for rank in ranks] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+    assert _ranks(monkeypatch, 3, _dataset(9), shuffle=False, even=True) == _ranks(
+        monkeypatch, 3, _dataset(9), shuffle=False
+    )
+    few = _ranks(monkeypatch, 4, _dataset(3), shuffle=False, even=True)
+    assert [len(rank) for rank in few] == [1, 1, 1, 1]
+    (alone,) = _ranks(monkeypatch, 1, _dataset(11), shuffle=False, even=True)
+    assert len(alone) == 11
+
+
+def test_even_ranks_have_equal_numbers_of_batches(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    batches = {}
+    for even in (False, True):
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            loader = SeededDataLoader(_numbered(9), 2, shuffle=False, even=even)
+            batches[even, rank] = [batch["index"].tolist() for batch in loader]
+    assert [len(batches[False, rank]) for rank in "01"] == [3, 2]
+    assert [batches[True, rank] for rank in "01"] == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
+
+
 def test_the_epoch_changes_the_order_and_the_seed_too():
     dataset = _dataset(20)
     sampler = SeededSampler(dataset)

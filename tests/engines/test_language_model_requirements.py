@@ -67,8 +67,9 @@ def test_what_is_neither_linear_nor_adapter_is_embeddings_head_and_norms(sizes):
     assert llama.base_parameters - llama.quantized_parameters == 2 * 128256 * 4096 + (2 * 32 + 1) * 4096
     assert gemma.base_parameters - gemma.quantized_parameters == 256000 * 4608 + (4 * 46 + 1) * 4608
     assert (llama.norms_per_layer, gemma.norms_per_layer) == (2, 4)
-    assert llama.largest_unit == 128256 * 4096  # the embeddings are larger than a layer
-    assert gemma.largest_unit == 256000 * 4608
+    # layers are all but embeddings, head and last norm, and all alike
+    assert llama.layer_parameters == llama.base_parameters - (2 * 128256 + 1) * 4096 == 32 * llama.largest_layer
+    assert gemma.layer_parameters == gemma.base_parameters - (256000 + 1) * 4608 == 46 * gemma.largest_layer
     assert gemma.cache_windows == 23 * (4096, None) and gemma.is_eager
     assert llama.cache_windows == 32 * (None,) and not llama.is_eager
 
@@ -94,7 +95,8 @@ SMALL = LanguageModelSize(
     quantized_parameters=2048,
     lora_parameters=100,
     lora_rank=2,
-    largest_unit=700,
+    layer_parameters=2200,
+    largest_layer=1200,
     hidden_size=8,
     intermediate_size=20,
     num_layers=2,
@@ -205,15 +207,23 @@ def bytes_kept_for_backward(config, rank, shape, adapter_dtype):
     return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
 
 
-def test_weights_are_sharded_and_the_workload_is_not():
-    memory = PhaseMemory(weights=900, trained=100, kv_cache=50, activations=200, largest_unit=80, can_shard=True)
+def test_layers_are_sharded_and_all_else_is_whole_on_each_gpu():
+    memory = PhaseMemory(weights=900, trained=100, kv_cache=50, activations=200, sharded=800, gathered=80)
     assert memory.total == 1200
     assert memory.num_gpus(1200 / 0.9 + 1) == 1
-    assert memory.num_gpus(1199 / 0.9) == 2  # free beside a unit and activations: 919, for 1000
-    assert memory.num_gpus(600 / 0.9 + 0.01) == 4  # free 320
-    assert memory.num_gpus(280 / 0.9 - 1) is None
-    assert dataclasses.replace(memory, can_shard=False).num_gpus(1199 / 0.9) is None
+    # whole are 100 of the weights, what is trained, activations and gathered layers: 480
+    assert memory.num_gpus(1199 / 0.9) == 2
+    assert memory.num_gpus(680 / 0.9 + 0.01) == 4  # 200 are left for 800
+    assert memory.num_gpus(679 / 0.9) == 5
+    assert memory.num_gpus(480 / 0.9 - 1) is None
+    assert dataclasses.replace(memory, sharded=0).num_gpus(1199 / 0.9) is None
     assert dataclasses.replace(memory, kv_cache=500).total == 1500
+
+
+def test_layers_of_two_byte_weights_can_be_sharded_and_those_of_4_bits_cannot():
+    whole, packed = (estimate_phase(SMALL, WORK, "rl", precision) for precision in ("bf16", "nf4"))
+    assert (whole.sharded, packed.sharded) == (2200 * 2, 0)
+    assert whole.gathered == 3 * 1200 * 2
 
 
 @pytest.mark.parametrize(
@@ -257,7 +267,7 @@ def test_requirements_of_the_8b_model_by_hand(sizes):
 def test_the_70b_model_needs_several_gpus_whole_and_one_in_4_bits():
     memory = language_model_requirements("llama_3_1_70b", Workload())["memory"]
     gpus = {(part["phase"], part["precision"]): part["num_gpus"] for part in memory if part["gradient_checkpointing"]}
-    assert gpus == {("align", "bf16"): 3, ("align", "nf4"): 1, ("rl", "bf16"): 3, ("rl", "nf4"): 1}
+    assert gpus == {("align", "bf16"): 4, ("align", "nf4"): 1, ("rl", "bf16"): 4, ("rl", "nf4"): 1}
 
 
 def test_the_command_prints_a_table_that_says_what_does_not_follow(capsys):
@@ -265,7 +275,7 @@ def test_the_command_prints_a_table_that_says_what_does_not_follow(capsys):
     out = capsys.readouterr().out
     assert "8,030,261,248" in out and "83,886,080  rank 32, alpha 128" in out
     assert "the design's 40M does not follow from this rank: it would be rank 15.3" in out
-    assert "gemma" not in out and "not counted" in out and "4.127 bit" in out
+    assert "gemma" not in out and "259,136,768" in out and "4.127 bit" in out
     assert all(len(line) <= 120 for line in out.splitlines())
 
 

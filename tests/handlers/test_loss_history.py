@@ -95,13 +95,37 @@ def test_a_resumed_run_continues_the_rows(tmp_path):
 
 def test_the_mean_is_over_all_ranks_and_only_the_first_writes(tmp_path, monkeypatch):
     """Another rank whose losses are all larger by 2."""
-    monkeypatch.setattr("ignite.distributed.all_reduce", lambda sums: 2 * sums + 4 * 2.0)
+    monkeypatch.setattr("ignite.distributed.all_reduce", lambda sums: 2 * sums + torch.tensor([4 * 2.0, 0.0]))
     monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
     record, history = _Record(), LossHistory(tmp_path / "history.json")
     make_trainer(record, history, epochs=1, decollate=False).run()
     assert history.rows[0]["loss"] == pytest.approx(sum(record.losses) / 4 + 1.0)
     assert not (tmp_path / "history.json").exists()
+
+
+def test_what_is_watched_may_be_undefined_now_and_then_but_not_the_loss(tmp_path):
+    """Each figure's mean is over the iterations that have it."""
+    history = LossHistory(tmp_path / "history.json")
+    outputs = iter(
+        {"loss": torch.tensor(loss), "pred": {"losses": {name: torch.tensor(v) for name, v in watched.items()}}}
+        for loss, watched in [(1.0, {"kl": 4.0, "side": float("nan")}), (3.0, {"side": 0.5}), (5.0, {"kl": 8.0})]
+    )
+    trainer = make_trainer(_Record(), history, epochs=1, decollate=False)
+    history._begin(trainer)
+    for output in outputs:
+        trainer.state.output = output
+        history._add(trainer)
+    history._finish(trainer)
+    assert history.rows[0]["loss"] == 3.0 and history.rows[0]["losses"] == {"kl": 6.0, "side": 0.5}
+    history._begin(trainer)
+    trainer.state.output = {
+        "loss": torch.tensor(float("nan")),
+        "pred": {"losses": {"side": torch.tensor(float("nan"))}},
+    }
+    history._add(trainer)
+    history._finish(trainer)
+    assert history.rows[1]["loss"] is None and history.rows[1]["losses"] == {"side": None}
 
 
 def test_only_trainers_and_evaluators(tmp_path):

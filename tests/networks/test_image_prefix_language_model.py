@@ -196,8 +196,11 @@ def test_training_changes_the_adapters_and_not_the_base(folder):
 
 
 def test_adapters_of_a_state_dict_act_in_another_instance(folder):
-    model, other = make_model(folder), ImagePrefixLanguageModel(
-        str(folder), dtype="float32", lora_rank=4, max_prompt_tokens=128, max_report_tokens=24
+    model, other = (
+        make_model(folder),
+        ImagePrefixLanguageModel(
+            str(folder), dtype="float32", lora_rank=4, max_prompt_tokens=128, max_report_tokens=24
+        ),
     )
     token_ids, mask = random_samples(model)
     wanted = model.log_probabilities(make_prompts(model), token_ids, mask)
@@ -271,7 +274,9 @@ def test_other_precisions_write_and_learn(folder, settings):
 
 
 def test_without_chat_template_or_padding_token(tmp_path):
-    folder = make_tiny_language_model(tmp_path / "plain", with_chat_template=False, with_pad_token=False, max_positions=512)
+    folder = make_tiny_language_model(
+        tmp_path / "plain", with_chat_template=False, with_pad_token=False, max_positions=512
+    )
     model = make_model(folder)
     prompts = make_prompts(model)
     parts = ["See", "effusion and more words here\nReport:\n"]  # plain text: no role, a line break at the end

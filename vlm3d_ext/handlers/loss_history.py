@@ -19,6 +19,9 @@ __all__ = ["LossHistory"]
 class LossHistory:
     """Keeps a row per epoch and writes all to a JSON file: mean training losses, learning rates, validation metrics.
 
+    A figure's mean is over the iterations that have it, as a finite number: what reinforcement learning watches is not
+    there in all of them. A mean over none, and a loss that is not finite in any iteration, is null.
+
     It has a `state_dict`, so a resumed run continues the rows of the interrupted one. Goes to the trainer's handlers
     after the validation, and to the evaluator's.
 
@@ -31,7 +34,7 @@ class LossHistory:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
         self._validation: dict[str, float | None] | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -54,7 +57,7 @@ class LossHistory:
         self.rows = list(state["rows"])
 
     def _begin(self, trainer: Engine) -> None:
-        self._sums, self._count, self._validation = {}, 0, None
+        self._sums, self._counts, self._validation = {}, {}, None
 
     def _add(self, trainer: Any) -> None:
         output = trainer.state.output
@@ -62,17 +65,21 @@ class LossHistory:
         if isinstance(output["pred"], dict):
             values.update(output["pred"].get("losses", {}))
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
-        self._count += 1
+            number = float(value.detach())
+            # a loss that is not a number must show; what is only watched may be undefined now and then
+            counts = name == "loss" or math.isfinite(number)
+            self._sums[name] = self._sums.get(name, 0.0) + (number if counts else 0.0)
+            self._counts[name] = self._counts.get(name, 0) + counts
 
     def _keep_metrics(self, evaluator: Engine) -> None:
         self._validation = {name: _finite(float(value)) for name, value in evaluator.state.metrics.items()}
 
     def _finish(self, trainer: Any) -> None:
         names = list(self._sums)
-        sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64)
-        mean = torch.as_tensor(idist.all_reduce(sums)) / (self._count * idist.get_world_size())
-        losses = {name: _finite(value) for name, value in zip(names, mean.tolist(), strict=True)}
+        rows = [[self._sums[name], float(self._counts[name])] for name in names]
+        total = torch.as_tensor(idist.all_reduce(torch.tensor(rows, dtype=torch.float64)))
+        means = (total[:, 0] / total[:, 1]).tolist()
+        losses = {name: _finite(value) for name, value in zip(names, means, strict=True)}
         self.rows.append(
             {
                 "epoch": trainer.state.epoch,

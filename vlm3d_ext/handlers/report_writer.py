@@ -58,4 +58,6 @@ class ReportWriter:
                 "evidence_of": evidence_of,
             }
             entry = report_entry(volume_id, generated.texts[row], self.extractor, file_sha256(self.ckpt_path), metadata)
+            if evidence_of != volume_id:
+                entry["report_id"] += f"-of-{evidence_of}"
             self.stores[evidence_of != volume_id].write(volume_id, entry)

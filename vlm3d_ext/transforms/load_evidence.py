@@ -92,8 +92,13 @@ class LoadEvidenced(Randomizable, Transform):
         named = []
         for name, finding in findings.items():
             flipped = self.finding_flips > 0 and self.R.random_sample() < self.finding_flips
-            if bool(finding["prediction"]) != flipped:
-                named.append((name, float(finding["probability"])))
+            if bool(finding["prediction"]) == flipped:
+                continue
+            probability = float(finding["probability"])
+            if flipped:  # as probable as one that is named, or the flip would show
+                threshold = float(finding["threshold"])
+                probability = threshold + (1 - threshold) * self.R.random_sample()
+            named.append((name, probability))
         return named
 
     def _lesions(self, lesions: Sequence[Mapping[str, Any]]) -> list[str]:
