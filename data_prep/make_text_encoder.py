@@ -9,17 +9,16 @@ are read, never those of validation or test. It ends with 0, or with 2 if nothin
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.pretrained_folder import refuse_existing, whole_folder
 from data_prep.progress import progress_bar
 from data_prep.wordpiece_vocabulary import build_tokenizer, learn_wordpieces, write_tokenizer
-from vlm3d_ext.data.atomic_files import TEMPORARY_SUFFIX, write_bytes
+from vlm3d_ext.data.atomic_files import write_bytes
 from vlm3d_ext.data.case_manifest import CaseManifest
 from vlm3d_ext.text.label_set import available_label_sets, load_label_set
 from vlm3d_ext.text.report_sections import split_sentences
@@ -114,7 +113,7 @@ def make_text_encoder(
     from vlm3d_ext.text.pretrained_text_model import quiet_transformers
 
     output = Path(output)
-    _refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite)
     manifest = CaseManifest(manifest_path)
     sentences, num_reports = training_sentences(manifest)
     chosen = MaskedLanguageModelSettings(**settings)
@@ -132,46 +131,12 @@ def make_text_encoder(
         unigram_entropy=unigram_entropy(sequences),
         weights_sha256=state_dict_sha256(result.model.state_dict()),
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=TEMPORARY_SUFFIX, dir=output.parent))
-    try:
+    with whole_folder(output) as folder:
         with quiet_transformers():
-            result.model.save_pretrained(temporary)
-        write_tokenizer(temporary, vocabulary, chosen.max_positions)
-        write_bytes(temporary / "README.md", _model_card(manifest, asdict(chosen), summary).encode())
-        # What makes temporary folders, and safetensors, leave others no right to read; a model is no secret.
-        readable = (temporary / "README.md").stat().st_mode & 0o777
-        for path in temporary.iterdir():
-            path.chmod(readable)
-        temporary.chmod(readable | (readable & 0o444) >> 2)  # who may read a folder's files must be let in
-        _put_in_place(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            result.model.save_pretrained(folder)
+        write_tokenizer(folder, vocabulary, chosen.max_positions)
+        write_bytes(folder / "README.md", _model_card(manifest, asdict(chosen), summary).encode())
     return summary
-
-
-def _refuse_existing(output: Path, overwrite: bool) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / "config.json").is_file():
-        raise FileExistsError(f"{output}: exists and holds no text model; choose another --output.")
-    if not overwrite:
-        raise FileExistsError(f"{output}: holds a text model; choose another --output, or replace it with --overwrite.")
-
-
-def _put_in_place(temporary: Path, output: Path) -> None:
-    if not output.exists():
-        temporary.rename(output)
-        return
-    # A folder cannot take the place of a full one, so that the old one steps aside for a moment.
-    aside = temporary.with_name(f"{temporary.name}.replaced")
-    output.rename(aside)
-    try:
-        temporary.rename(output)
-    except BaseException:
-        aside.rename(output)
-        raise
-    shutil.rmtree(aside)
 
 
 def _shipped_prompts() -> list[str]:

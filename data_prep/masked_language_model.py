@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from data_prep.token_batches import endless_batches, pad_rows, token_entropy
 
 __all__ = [
     "MaskedLanguageModelSettings",
@@ -26,8 +27,6 @@ _IGNORED = -100
 _SHARE_MASKED, _SHARE_REPLACED = 0.8, 0.1
 _WARM_UP_SHARE = 0.05
 _NUM_EVALUATED = 512
-# Batches are cut from so many batches' worth of sentences sorted by length: half the tokens would be padding else.
-_BATCHES_SORTED_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,8 @@ class TrainingResult:
 
 
 def unigram_entropy(sequences: Sequence[Sequence[int]]) -> float:
-    """Return the entropy in nats of the tokens' frequencies, special tokens left out.
-
-    It is the cross-entropy of the best guess that looks at no neighbour: a model that is not below has learnt nothing
-    but frequencies.
-    """
-    counts = Counter(token for sequence in sequences for token in sequence if token >= _NUM_SPECIAL_TOKENS)
-    total = counts.total()
-    return -sum(count / total * math.log(count / total) for count in counts.values())
+    """Return what `token_entropy` says of the sentences, special tokens left out."""
+    return token_entropy(token for sequence in sequences for token in sequence if token >= _NUM_SPECIAL_TOKENS)
 
 
 def mask_tokens(
@@ -184,9 +177,9 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _learning_rate_factor(step, settings.num_steps)
     )
-    batches = _endless_batches(rows, settings.batch_size, generator)
+    batches = endless_batches([len(row) for row in rows], settings.batch_size, generator)
     for _ in range(settings.num_steps):
-        ids = _pad(next(batches))
+        ids = pad_rows([rows[index] for index in next(batches)], _PAD)
         hidden, targets = mask_tokens(ids, settings.mask_probability, network.config.vocab_size, generator)
         optimizer.zero_grad()
         _loss(network, hidden, targets).backward()
@@ -209,7 +202,7 @@ def _evaluate(network: Any, rows: Sequence[Sequence[int]], settings: MaskedLangu
     chosen = rows[:: max(1, len(rows) // _NUM_EVALUATED)]
     total, count = 0.0, 0
     for start in range(0, len(chosen), settings.batch_size):
-        ids = _pad(chosen[start : start + settings.batch_size])
+        ids = pad_rows(chosen[start : start + settings.batch_size], _PAD)
         hidden, targets = mask_tokens(ids, settings.mask_probability, network.config.vocab_size, generator)
         number = int((targets != _IGNORED).sum())
         total += number * float(_loss(network, hidden, targets))
@@ -220,22 +213,3 @@ def _evaluate(network: Any, rows: Sequence[Sequence[int]], settings: MaskedLangu
 def _learning_rate_factor(step: int, num_steps: int) -> float:
     warm_up = max(1.0, _WARM_UP_SHARE * num_steps)
     return min((step + 1) / warm_up, 1 - step / num_steps)
-
-
-def _endless_batches(
-    rows: Sequence[Sequence[int]], batch_size: int, generator: torch.Generator
-) -> Iterator[list[Sequence[int]]]:
-    while True:
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        batches = []
-        pool_size = _BATCHES_SORTED_TOGETHER * batch_size
-        for start in range(0, len(order), pool_size):
-            pool = sorted(order[start : start + pool_size], key=lambda index: len(rows[index]))
-            batches += [pool[cut : cut + batch_size] for cut in range(0, len(pool), batch_size)]
-        for number in torch.randperm(len(batches), generator=generator).tolist():
-            yield [rows[index] for index in batches[number]]
-
-
-def _pad(rows: Sequence[Sequence[int]]) -> Tensor:
-    longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[_PAD] * (longest - len(row))] for row in rows])
