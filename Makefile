@@ -1,6 +1,6 @@
 # Two commands do everything, set-up included:
-#   make demo   environment, synthetic CT-RATE, preparation, encoder -> classification -> localization:
-#               training, evaluation, inference
+#   make demo   environment, synthetic CT-RATE, preparation, encoder -> classification -> localization ->
+#               report generation: training, evaluation, inference
 #   make test   environment and the whole test suite
 # and, after the demo:
 #   make segresnet   MONAI's SegResNet trained on the same cases for the same time, for comparison
@@ -11,10 +11,13 @@ BIN := $(VENV)/bin
 ENCODER := bundles/encoder/configs
 CLASSIFICATION := bundles/classification/configs
 LOCALIZATION := bundles/localization/configs
+REPORTS := bundles/report_generation/configs
 OVERLAYS := bundles/_overlays
 # as wide as lets it make as many steps as the localizer in about the same time
 SEGRESNET = --demo_dir $(abspath $(DEMO)) --run_dir $(abspath $(DEMO))/localization_segresnet --segresnet_filters 8
 RUN := $(BIN)/python -m monai.bundle run
+# a language model this small is faster on one thread than on two
+RUN_REPORTS := OMP_NUM_THREADS=1 $(RUN)
 export MLFLOW_DISABLE_TELEMETRY := true
 # one thread per process is the fastest and steadiest where two processes share two cores
 PYTEST_WORKERS ?= 2
@@ -51,6 +54,14 @@ demo: env
 	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/evaluate.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
 	$(RUN) --workflow_type infer --config_file "['$(LOCALIZATION)/inference.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" --demo_dir $(abspath $(DEMO)) \
 		--montages True --max_cases 16
+	OMP_NUM_THREADS=1 $(BIN)/python -m data_prep.make_language_model --reports $(DEMO)/prepared/manifest.json --output $(DEMO)/language_model --threads 1 --overwrite
+	$(RUN_REPORTS) --config_file "['$(REPORTS)/train.json','$(OVERLAYS)/demo.json','$(REPORTS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN_REPORTS) --config_file "['$(REPORTS)/train.json','$(REPORTS)/evaluate.json','$(OVERLAYS)/demo.json','$(REPORTS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN_REPORTS) --config_file "['$(REPORTS)/train.json','$(REPORTS)/train_rl.json','$(OVERLAYS)/demo.json','$(REPORTS)/demo.json','$(REPORTS)/demo_rl.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	$(RUN_REPORTS) --config_file "['$(REPORTS)/train.json','$(REPORTS)/evaluate.json','$(OVERLAYS)/demo.json','$(REPORTS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO)) \
+		--ckpt_dir $(abspath $(DEMO))/report_generation/models_rl --output_dir $(abspath $(DEMO))/report_generation/eval_rl
+	$(RUN_REPORTS) --workflow_type infer --config_file "['$(REPORTS)/inference.json','$(OVERLAYS)/demo.json','$(REPORTS)/demo.json']" --demo_dir $(abspath $(DEMO)) \
+		--ckpt_dir $(abspath $(DEMO))/report_generation/models_rl --max_cases 8
 	$(BIN)/python -m vlm3d_ext.run_summary $(DEMO)
 
 segresnet: env

@@ -13,7 +13,7 @@ from vlm3d_ext.engines.checked_overrides import check_overrides
 BUNDLE_NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
 CONFIGS = sorted(BUNDLES.glob("*/configs/**/*.json")) + sorted((BUNDLES / "_overlays").glob("*.json"))
 # the localizer has three stages to write out, and crops, targets and thresholds beside them
-MOST_LINES = {"train": 210, "inference": 125, "evaluate": 68, "localization/train": 225}
+MOST_LINES = {"train": 210, "inference": 125, "evaluate": 72, "localization/train": 225}
 # the report generator begins with the evidence of three other networks, at training and at inference
 MOST_LINES |= {"report_generation/train": 245, "report_generation/inference": 175}
 KNOBS = {"dataset_dir", "manifest", "run_dir", "ckpt_dir", "output_dir", "epochs", "batch_size", "global_batch_size",
