@@ -151,7 +151,7 @@ def test_running_out_of_memory_names_what_uses_less(options, monkeypatch):
 
 
 def test_rewards_that_are_not_numbers_or_all_equal_move_nothing(options, report_run, monkeypatch, capsys):
-    from vlm3d_ext.text.report_rewards import ReportReward
+    from vlm3d_ext.metrics.report_rewards import ReportReward
 
     true_call = ReportReward.__call__
 

@@ -13,10 +13,10 @@ from monai.engines.utils import IterationEvents
 from tests.tiny_language_model import make_tiny_language_model
 from vlm3d_ext.engines.grpo_iteration import GrpoIteration
 from vlm3d_ext.handlers import GradientClipping, LossHistory, ReferencePolicy
+from vlm3d_ext.metrics.report_rewards import RewardBreakdown
 from vlm3d_ext.networks.blocks import VisionToLLMProjector
 from vlm3d_ext.networks.nets import ImagePrefixLanguageModel, PolicyTraining, ReportGenerator
 from vlm3d_ext.networks.nets.image_prefix_language_model import GeneratedTexts
-from vlm3d_ext.text.report_rewards import RewardBreakdown
 
 CHANNELS, REGIONS, TOKENS = 6, 3, 5
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 class GivenRewards:
-    """Judges by a function of (index, text), as `vlm3d_ext.text.report_rewards.ReportReward` judges by findings."""
+    """Judges by a function of (index, text), as `vlm3d_ext.metrics.report_rewards.ReportReward` judges by findings."""
 
     def __init__(self, judge):
         self.judge = judge

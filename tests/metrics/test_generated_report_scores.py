@@ -8,8 +8,8 @@ from monai.engines import SupervisedEvaluator
 from tests.engines.reported_cases import EXTRACTOR, GENERATED, REFERENCES, make_labels
 from vlm3d_ext.engines.keyword_batch import PrepareKeywordBatch
 from vlm3d_ext.metrics import GeneratedReportScores, count_decisions
+from vlm3d_ext.metrics.report_rewards import ReportReward
 from vlm3d_ext.networks.nets.image_prefix_language_model import GeneratedTexts
-from vlm3d_ext.text.report_rewards import ReportReward
 
 REWARD = ReportReward(EXTRACTOR)
 FINISHED = [True, True, False, True]

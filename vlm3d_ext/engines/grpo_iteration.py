@@ -16,9 +16,9 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from ..losses.policy_gradient import PolicyLoss, group_advantages
+from ..metrics.report_rewards import ReportReward, RewardBreakdown
 from ..networks.nets.image_prefix_language_model import GeneratedTexts, PrefixedPrompts
 from ..networks.nets.report_generator import PolicyTraining
-from ..text.report_rewards import ReportReward, RewardBreakdown
 
 __all__ = ["GrpoIteration"]
 

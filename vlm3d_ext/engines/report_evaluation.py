@@ -13,11 +13,11 @@ from ..metrics.case_resampling import percentile_interval, resampling_weights
 from ..metrics.crg import crg_from_counts
 from ..metrics.decisions import DecisionCounts, count_decisions
 from ..metrics.label_arrays import mean_over_defined
+from ..metrics.report_agreement import finding_f1
 from ..metrics.text_scores import score_texts
 from ..text.finding_extractor import FindingExtractor
 from ..text.label_set import LabelSet
 from ..text.repetition import distinct_share
-from ..text.report_agreement import finding_f1
 
 __all__ = [
     "CLINICAL_FIGURES",

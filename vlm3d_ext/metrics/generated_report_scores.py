@@ -11,9 +11,9 @@ from ignite.metrics import Metric
 from monai.utils import evenly_divisible_all_gather
 from torch import Tensor
 
-from ..text.report_rewards import ReportReward
 from .decisions import count_decisions
 from .label_arrays import mean_over_defined
+from .report_rewards import ReportReward
 
 __all__ = ["GeneratedReportScores"]
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from vlm3d_ext.metrics import model_based_text_scores
-from vlm3d_ext.text.finding_extractor import FindingExtractor
-from vlm3d_ext.text.hashed_ngrams import words_of
-from vlm3d_ext.text.label_set import load_label_set
-from vlm3d_ext.text.repetition import repeated_ngram_share, repeated_sentence_share
-from vlm3d_ext.text.report_agreement import finding_f1, side_agreement
-from vlm3d_ext.text.report_rewards import (
+from vlm3d_ext.metrics.report_agreement import finding_f1, side_agreement
+from vlm3d_ext.metrics.report_rewards import (
     DEFAULT_PENALTIES,
     DEFAULT_WEIGHTS,
     ReportReward,
     format_score,
 )
+from vlm3d_ext.text.finding_extractor import FindingExtractor
+from vlm3d_ext.text.hashed_ngrams import words_of
+from vlm3d_ext.text.label_set import load_label_set
+from vlm3d_ext.text.repetition import repeated_ngram_share, repeated_sentence_share
 from vlm3d_ext.text.report_sections import sections_from_columns, split_sentences, write_report
 
 REAL_REPORTS = Path(__file__).parents[3] / "shared/data/ctrate/validation_reports_drop_dup_with_volumes.head400.csv"

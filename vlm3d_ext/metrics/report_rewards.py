@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .hashed_ngrams import words_of
-from .repetition import distinct_share, repeated_ngram_share, repeated_sentence_share
+from ..text.hashed_ngrams import words_of
+from ..text.repetition import distinct_share, repeated_ngram_share, repeated_sentence_share
+from ..text.report_sections import parse_report
+from . import model_based_text_scores
+from .bleu import sentence_bleu
 from .report_agreement import finding_f1, side_agreement
-from .report_sections import parse_report
+from .rouge_l import rouge_l
 
 if TYPE_CHECKING:
-    from .finding_extractor import FindingExtractor
+    from ..text.finding_extractor import FindingExtractor
 
 __all__ = [
     "DEFAULT_PENALTIES",
@@ -180,10 +183,6 @@ class ReportReward:
         )
 
     def _score(self, report: str, reference: str, label: np.ndarray) -> dict[str, float]:
-        # not at the top: `vlm3d_ext.metrics` imports torch, and the module's other functions need none
-        from ..metrics.bleu import sentence_bleu
-        from ..metrics.rouge_l import rouge_l
-
         named = np.asarray(self.extractor.labels(report), dtype=np.float64)
         num_words, num_reference_words = len(words_of(report)), len(words_of(reference))
         scores = {"clinical": finding_f1(named, label), "format": format_score(report)}
@@ -218,23 +217,24 @@ def format_score(report: str) -> float:
 
 
 def _check_that_bert_score_runs(weight: float) -> None:
-    from ..metrics.model_based_text_scores import available_model_based_scores
 
-    reason = available_model_based_scores()["bertscore"]
+    reason = model_based_text_scores.available_model_based_scores()["bertscore"]
     if reason:
         raise ValueError(f"weights: 'bert_score' is {weight}, but {reason} Or set its weight to 0.")
 
 
 def _bert_scores(reports: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """Return BERTScore's F1 (N,), in [0, 1], NaN where there is no reference."""
-    from ..metrics.model_based_text_scores import model_based_scores
-
     scores = np.full(len(reports), math.nan)
     known = [index for index, reference in enumerate(references) if words_of(reference)]
     if known:
         texts = ([reports[index] for index in known], [references[index] for index in known])
         # F1 of cosines: it could be below 0, although no two texts are that unlike
-        scores[known] = model_based_scores(["bertscore"], *texts)["bertscore"].per_case["bertscore_f1"].clip(0, 1)
+        scores[known] = (
+            model_based_text_scores.model_based_scores(["bertscore"], *texts)["bertscore"]
+            .per_case["bertscore_f1"]
+            .clip(0, 1)
+        )
     return scores
 
 
