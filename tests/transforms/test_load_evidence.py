@@ -1,6 +1,7 @@
 """From evidence to prompts: what is written, what is drawn, and how scans of different sizes go into one batch."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -119,9 +120,17 @@ def test_flips_come_at_their_rate_and_on_both_sides(store):
     assert both == pytest.approx(0.04, abs=0.015)  # each is drawn by itself
 
 
-def test_a_flipped_finding_has_the_probability_that_the_classifier_gave(store):
-    got = LoadEvidenced(store, finding_flips=1.0)(make_case())["prompt"]
-    assert "Classified findings: Emphysema (0.70)\n" in got
+def test_a_flipped_finding_looks_like_one_that_the_classifier_names(store):
+    """Its probability is drawn above the threshold: with its own, below it, the flip would show."""
+    threshold = store.read(make_case()["volume_id"])["findings"]["Emphysema"]["threshold"]
+    transform = LoadEvidenced(store, finding_flips=1.0)
+    drawn = []
+    for seed in range(200):
+        transform.set_random_state(seed=seed)
+        (named,) = re.findall(r"Classified findings: Emphysema \((\d\.\d\d)\)\n", transform(make_case())["prompt"])
+        drawn.append(float(named))
+    assert min(drawn) >= round(threshold, 2) - 0.005 and max(drawn) <= 1
+    assert np.mean(drawn) == pytest.approx((1 + threshold) / 2, abs=0.03)
 
 
 def test_lesions_are_dropped_at_their_rate_each_by_itself(store):
