@@ -37,6 +37,7 @@ def make_batch(*numbers, evidence_of=None):
         "volume_id": ids,
         "evidence_of": evidence_of or ids,
         "prompt": [f"<image> prompt of {volume_id}" for volume_id in ids],
+        "num_lesions_left_out": torch.tensor(numbers),
     }
 
 
@@ -89,6 +90,7 @@ def test_what_is_kept_of_a_report(tmp_path, checkpoint):
         "finished": True,
         "num_tokens": 3,
         "prompt": f"<image> prompt of {CASE_IDS[0]}",
+        "num_lesions_left_out": 0,
         "evidence_of": CASE_IDS[0],
     }
     assert second["metadata"]["finished"] is False and second["metadata"]["num_tokens"] == 8

@@ -88,12 +88,15 @@ def test_another_patients_evidence_with_the_cases_own_labels_and_report(store):
     assert mixed["report"] == own["report"] and torch.equal(mixed["labels"].isnan(), own["labels"].isnan())
 
 
-def test_lesions_that_do_not_fit_are_left_out(store):
+def test_lesions_that_do_not_fit_are_left_out_and_said(store, caplog):
     whole = LoadEvidenced(store)(make_case())["prompt"]
     limit = len(whole.split())
     assert LoadEvidenced(store, max_prompt_tokens=limit)(make_case())["prompt"] == whole
-    shorter = LoadEvidenced(store, max_prompt_tokens=limit - 1)(make_case())["prompt"]
+    assert not caplog.records
+    got = LoadEvidenced(store, max_prompt_tokens=limit - 1)(make_case())
+    shorter = got["prompt"]
     assert NODULE_LINE in shorter and EFFUSION_LINE not in shorter
+    assert got["num_lesions_left_out"] == 1 and "1 of 2 lesions are left out" in caplog.text
     letters = LoadEvidenced(store, max_prompt_tokens=len(whole) - 1, count_tokens=len)(make_case())["prompt"]
     assert letters == shorter
     with pytest.raises(ValueError, match="without any lesion"):

@@ -55,6 +55,7 @@ class ReportWriter:
                 "finished": bool(generated.finished[row]),
                 "num_tokens": int(generated.mask[row].sum()),
                 "prompt": batch["prompt"][row],
+                "num_lesions_left_out": int(batch["num_lesions_left_out"][row]),
                 "evidence_of": evidence_of,
             }
             entry = report_entry(volume_id, generated.texts[row], self.extractor, file_sha256(self.ckpt_path), metadata)

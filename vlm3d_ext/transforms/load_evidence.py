@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..text.report_prompt import ReportPrompt
 from ..text.report_sections import ReportSections, write_report
 
 __all__ = ["LoadEvidenced", "collate_evidence", "reference_report"]
+
+logger = logging.getLogger(__name__)
 
 
 def reference_report(case: Mapping[Any, Any]) -> str:
@@ -32,7 +35,8 @@ class LoadEvidenced(Randomizable, Transform):
     Input: a case of `CaseManifest.cases`; ``evidence_of``, where the case has it, names the volume whose evidence is
     taken instead (the control that shows the generator other patients' scans). Output, a new dictionary: ``volume_id``,
     ``evidence_of``; ``local_features`` (N, V), ``global_features`` (V,), ``region_features`` (R, V), float32;
-    ``prompt`` and ``report``, texts; ``labels`` (F,) float32 with NaN for unknown.
+    ``prompt`` and ``report``, texts; ``num_lesions_left_out`` of the prompt; ``labels`` (F,) float32 with NaN for
+    unknown.
 
     Args:
         store: where the evidence is.
@@ -70,12 +74,20 @@ class LoadEvidenced(Randomizable, Transform):
         """
         volume_id = str(case.get("evidence_of", case["volume_id"]))
         evidence, features = self.store.read(volume_id), self.store.read_features(volume_id)
-        prompt, _ = self.prompt.fitted(
+        prompt, left_out = self.prompt.fitted(
             self._findings(evidence["findings"]),
             self._lesions(evidence["lesions"]),
             self.count_tokens,
             self.max_prompt_tokens,
         )
+        if left_out:
+            logger.warning(
+                "%s: the prompt is longer than max_prompt_tokens = %d; %d of %d lesions are left out of it.",
+                volume_id,
+                self.max_prompt_tokens,
+                left_out,
+                len(evidence["lesions"]),
+            )
         local = torch.from_numpy(features["local_features"]).float()
         return {
             "volume_id": case["volume_id"],
@@ -84,6 +96,7 @@ class LoadEvidenced(Randomizable, Transform):
             "global_features": torch.from_numpy(features["global_features"]),
             "region_features": torch.from_numpy(features["region_features"]),
             "prompt": prompt,
+            "num_lesions_left_out": left_out,
             "report": reference_report(case),
             "labels": torch.tensor(case["labels"], dtype=torch.float32),
         }
