@@ -202,7 +202,7 @@ def summarise_run(folder: Path) -> str:
     lines += [f"  {path}" for path in sorted(folder.glob("*/eval*/reports_examples.txt"))]
     if (folder / "mlruns.db").is_file():
         lines.append(f"  mlflow ui --backend-store-uri sqlite:///{(folder / 'mlruns.db').resolve()}")
-    checkpoints = sorted(folder.glob("*/models/model.pt"))
+    checkpoints = sorted(folder.glob("*/models*/model.pt"))
     lines += [f"  python -m vlm3d_ext.lineage {path}" for path in checkpoints]
     lines += [
         "",

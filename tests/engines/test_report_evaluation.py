@@ -50,7 +50,10 @@ def test_rows_of_findings_and_cases_by_hand():
     rows = {row["label"]: row for row in system.per_label}
     assert list(rows) == list(EXTRACTOR.names)
     nodule = {"label": "Lung nodule", "positives": 1, "named": 2, "precision": 0.5, "recall": 1.0}
-    assert rows["Lung nodule"] == {**nodule, "f1": pytest.approx(2 / 3)}
+    sides = {"sides_right": 0, "sides_judged": 1}  # the wrong side of the first case
+    assert rows["Lung nodule"] == {**nodule, **sides, "f1": pytest.approx(2 / 3)}
+    assert sum(row["sides_right"] for row in rows.values()) == 2
+    assert sum(row["sides_judged"] for row in rows.values()) == 4
     assert rows["Cardiomegaly"]["named"] == 0 and rows["Cardiomegaly"]["f1"] == 0
     assert math.isnan(rows["Consolidation"]["f1"])  # nobody has it
 

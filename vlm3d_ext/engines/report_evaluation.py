@@ -161,7 +161,8 @@ def evaluate_reports(
     for name, texts in systems.items():
         decisions = np.array([extractor.labels(text) == 1 for text in texts])
         counts = count_decisions(labels, decisions)
-        right, judged = _sides(extractor, texts, true_sides, labels)
+        sides_right, sides_judged = _sides(extractor, texts, true_sides, labels)
+        right, judged = sides_right.sum(1), sides_judged.sum(1)
         point = _clinical(counts, right.sum(), judged.sum())
         drawn = _clinical(count_decisions(labels, decisions, weights), weights @ right, weights @ judged)
         scores = score_texts(texts, references, case_ids, with_meteor_1_5=with_meteor_1_5)
@@ -179,7 +180,7 @@ def evaluate_reports(
                 name,
                 figures,
                 _case_rows(case_ids, texts, decisions, labels, right, judged, scores.case_ids, scores.per_case),
-                _label_rows(extractor.names, counts),
+                _label_rows(extractor.names, counts, sides_right.sum(0), sides_judged.sum(0)),
                 dict(scores.absent),
             )
         )
@@ -192,14 +193,14 @@ def _sides(
     true_sides: Sequence[Mapping[str, frozenset[str]]],
     labels: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many sides of each case are right, and how many are judged."""
-    right, judged = np.zeros(len(texts)), np.zeros(len(texts))
+    """Return whether the sides of each case's findings are right, and whether they are judged; (N, L), 0 or 1."""
+    right, judged = np.zeros(labels.shape), np.zeros(labels.shape)
     for case, (text, truth) in enumerate(zip(texts, true_sides, strict=True)):
         named = extractor.sides(text)
         for column, key in enumerate(extractor.keys):
             if labels[case, column] == 1 and key in named and truth.get(key):
-                judged[case] += 1
-                right[case] += named[key] == truth[key]
+                judged[case, column] = 1
+                right[case, column] = named[key] == truth[key]
     return right, judged
 
 
@@ -214,7 +215,9 @@ def _clinical(counts: DecisionCounts, right: Any, judged: Any) -> dict[str, np.n
     }
 
 
-def _label_rows(names: Sequence[str], counts: DecisionCounts) -> tuple[dict[str, Any], ...]:
+def _label_rows(
+    names: Sequence[str], counts: DecisionCounts, sides_right: np.ndarray, sides_judged: np.ndarray
+) -> tuple[dict[str, Any], ...]:
     return tuple(
         {
             "label": name,
@@ -223,6 +226,8 @@ def _label_rows(names: Sequence[str], counts: DecisionCounts) -> tuple[dict[str,
             "precision": float(counts.precision[column]),
             "recall": float(counts.recall[column]),
             "f1": float(counts.f1[column]),
+            "sides_right": int(sides_right[column]),
+            "sides_judged": int(sides_judged[column]),
         }
         for column, name in enumerate(names)
     )
