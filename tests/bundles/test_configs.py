@@ -204,6 +204,10 @@ def test_help_of_the_commands_named_in_the_docs_runs():
         "vlm3d_ext.run_summary",
         "vlm3d_ext.engines.torch_export",
         "vlm3d_ext.engines.challenge_localization_score",
+        "vlm3d_ext.engines.finding_extractor_score",
+        "vlm3d_ext.engines.language_model_requirements",
+        "data_prep.make_language_model",
+        "data_prep.write_reports",
     ):
         result = run_command([__import__("sys").executable, "-m", module, "--help"])
         assert "usage" in result.stdout.lower()
