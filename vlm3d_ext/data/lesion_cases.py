@@ -14,7 +14,7 @@ from ..text.disease_set import DiseaseSet, load_disease_set
 from .case_manifest import SPLITS, CaseManifest, ManifestError
 from .labelled_cases import LabelledCases
 
-__all__ = ["UNKNOWN", "LesionCases"]
+__all__ = ["UNKNOWN", "LesionCases", "has_lesion"]
 
 UNKNOWN = 255
 """Value in a target of a voxel of which nobody says whether it belongs to a lesion."""
@@ -61,7 +61,7 @@ class LesionCases:
         values = []
         for disease in self.disease_set.diseases:
             label = float(labelled.get(disease.name, math.nan))
-            if _has_lesion(case, disease.key):
+            if has_lesion(case, disease.key):
                 label = 1.0
             elif disease.key in case["lesion_masks"] and disease.key not in case["lesion_masks_partial"]:
                 label = 0.0
@@ -111,7 +111,7 @@ class LesionCases:
         if samples_per_disease is not None and samples_per_disease < 1:
             raise ValueError(f"samples_per_disease must be at least 1, got {samples_per_disease}; None takes all.")
         cases = self.cases(split, max_cases)
-        positives = {key: [c for c in cases if _has_lesion(c, key)] for key in self.disease_set.keys}
+        positives = {key: [c for c in cases if has_lesion(c, key)] for key in self.disease_set.keys}
         positives = {key: group for key, group in positives.items() if group}
         if not positives:
             raise ManifestError(
@@ -125,7 +125,7 @@ class LesionCases:
             order = np.concatenate([random.permutation(len(group)) for _ in range(-(-count // len(group)))])[:count]
             drawn += [{**group[index], "crop_disease": key} for index in order]
         negatives = [
-            c for c in cases if 0.0 in c["disease_labels"] and not any(_has_lesion(c, key) for key in c["lesion_masks"])
+            c for c in cases if 0.0 in c["disease_labels"] and not any(has_lesion(c, key) for key in c["lesion_masks"])
         ]
         wanted = round(len(drawn) * negative_share / (1 - negative_share))
         if negatives and wanted:
@@ -139,7 +139,7 @@ class LesionCases:
             parts = []
             for split in SPLITS:
                 cases = self.cases(split) if self.manifest.content[split] else []
-                drawn = [case for case in cases if _has_lesion(case, disease.key)]
+                drawn = [case for case in cases if has_lesion(case, disease.key)]
                 masks = len(drawn)
                 partial = sum(disease.key in case["lesion_masks_partial"] for case in drawn)
                 absent = sum(case["disease_labels"][index] == 0 for case in cases)
@@ -150,6 +150,6 @@ class LesionCases:
         return "\n".join(lines)
 
 
-def _has_lesion(case: Mapping[str, Any], key: str) -> bool:
+def has_lesion(case: Mapping[str, Any], key: str) -> bool:
     """Return whether a case has a mask of a disease with at least one voxel."""
     return key in case["lesion_masks"] and key not in case.get("lesion_masks_empty", ())

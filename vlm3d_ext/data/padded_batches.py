@@ -15,13 +15,15 @@ __all__ = ["collate_padded"]
 
 
 def collate_padded(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Collate samples, filling images up with zeros and targets with "unknown" to the largest size of the batch.
+    """Collate samples, filling images and anatomical masks up with zeros and targets with "unknown" to the largest size
+    of the batch.
 
     ``valid_size`` (B, 3), the real voxels of each image, is kept where anything was filled up, by this function or by a
     transform before it, and left out where nothing was: masked attention is slower. Crops have one size already.
 
     Args:
-        samples: each with ``image`` (C, d, h, w), and maybe ``target``, (L, d, h, w) or crops (K, L, ...).
+        samples: each with ``image`` (C, d, h, w), and maybe ``anatomical_mask`` (d, h, w) and ``target``, (L, d, h, w) or
+            crops (K, L, ...).
     """
     sizes = [tuple(sample["image"].shape[1:]) for sample in samples]
     largest = tuple(max(size[axis] for size in sizes) for axis in range(3))
@@ -32,6 +34,8 @@ def collate_padded(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         widths = (0, missing[2], 0, missing[1], 0, missing[0])
         if any(missing):
             sample["image"] = pad(sample["image"], widths)
+            if "anatomical_mask" in sample:
+                sample["anatomical_mask"] = pad(sample["anatomical_mask"], widths)
             if "target" in sample and tuple(sample["target"].shape[1:]) == size:
                 sample["target"] = pad(sample["target"], widths, value=UNKNOWN)
         filled.append(sample)

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..checkpoint_files import UpstreamCheckpoint, file_sha256
-from ..data.connected_components import without_faint_lesions
 from ..data.evidence_store import EvidenceStore
 from ..data.seeded_dataset import SeededDataset
+from ..networks.nets.evidence_in_words import EvidenceInWords
 from ..networks.nets.scan_evidence import Evidence, ScanEvidence
 from ..text.lesion_locations import LesionLocationInjector
 from ..transforms import prepared_case_transforms
@@ -31,11 +31,10 @@ class EvidenceExtraction:
 
     Args:
         network: the three networks, whose weights are loaded when `run` finds something to do.
-        checkpoints: "encoder", "classification" and, with a localizer, "localization" -> path.
+        checkpoints: "encoder", "classification" and, with a localizer, "localization" -> path; others are left alone.
         checks: name of a checkpoint -> its key -> object whose `load_state_dict` refuses what does not belong here.
         output_dir: where the store is or will be.
         fingerprint: of the data, from the manifest.
-        finding_names: of the classifier's outputs.
         injector: which words the lesions.
         use_anatomical_mask: whether masks guide the features, the findings and the places where there are masks. False
             is a scan as it comes.
@@ -55,7 +54,6 @@ class EvidenceExtraction:
         checkpoints: Mapping[str, str | os.PathLike | None],
         output_dir: str | os.PathLike,
         fingerprint: str,
-        finding_names: Sequence[str],
         injector: LesionLocationInjector | None = None,
         checks: Mapping[str, Mapping[str, Any]] | None = None,
         use_anatomical_mask: bool = False,
@@ -65,8 +63,9 @@ class EvidenceExtraction:
         amp: bool = False,
     ) -> None:
         self.network = network
-        self.injector = injector or LesionLocationInjector()
-        self.finding_names = list(finding_names)
+        self.words = EvidenceInWords(
+            network.classifier.classifier, network.localizer, injector or LesionLocationInjector()
+        )
         self.use_anatomical_mask = use_anatomical_mask
         self.device = torch.device(device)
         self.batch_size = batch_size
@@ -86,7 +85,7 @@ class EvidenceExtraction:
         ]
         self.check_files()
         origin = {
-            **{f"{name}_sha256": file_sha256(path) for name, path in checkpoints.items() if path},
+            **{f"{name}_sha256": file_sha256(checkpoints[name] or "") for name, module in modules.items() if module},
             "fingerprint": fingerprint,
             "use_anatomical_mask": use_anatomical_mask,
             "pooling": network.pooling,
@@ -137,41 +136,6 @@ class EvidenceExtraction:
                 name: getattr(evidence, name)[row].float().cpu().numpy()
                 for name in ("global_features", "region_features", "local_features")
             }
-            lesions = self._lesions(evidence, row, batch["spacing_mm"][row].tolist())
-            self.store.write(volume_id, features, self._findings(evidence, row), lesions)
-
-    def _findings(self, evidence: Evidence, row: int) -> dict[str, dict[str, Any]]:
-        rows = zip(
-            self.finding_names,
-            evidence.probabilities[row].tolist(),
-            self.network.classifier.classifier.scored_thresholds.tolist(),
-            evidence.predictions[row].tolist(),
-            strict=True,
-        )
-        return {
-            name: {"probability": probability, "threshold": threshold, "prediction": int(prediction)}
-            for name, probability, threshold, prediction in rows
-        }
-
-    def _lesions(self, evidence: Evidence, row: int, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
-        localizer = self.network.localizer
-        if localizer is None or evidence.lesion_probabilities is None:
-            return []
-        volumes = evidence.lesion_probabilities[row].float().cpu().numpy()
-        probabilities = {
-            key: without_faint_lesions(values, threshold, presence)
-            for key, values, threshold, presence in zip(
-                localizer.disease_set.keys,
-                volumes,
-                localizer.thresholds.tolist(),
-                localizer.presence_thresholds.tolist(),
-                strict=True,
-            )
-        }
-        masks = {
-            key: values >= threshold
-            for (key, values), threshold in zip(probabilities.items(), localizer.thresholds.tolist(), strict=True)
-        }
-        regions = evidence.regions[row].cpu().numpy()
-        found = self.injector.locate(masks, spacing_mm, regions, probabilities)
-        return [location.to_json() for location in found]
+            findings = self.words.findings(evidence.probabilities[row], evidence.predictions[row])
+            lesions = self.words.lesions(evidence, row, batch["spacing_mm"][row].tolist())
+            self.store.write(volume_id, features, findings, lesions)

@@ -16,6 +16,7 @@ from scipy.special import expit
 from ..engines.classification_evaluation import evaluate_classification, format_classification
 from ..engines.classification_report_files import write_classification_report
 from ..networks.heads import MultiLabelClassifier
+from .task_predictions import classification_ways
 
 __all__ = ["ClassificationEvaluation"]
 
@@ -55,7 +56,8 @@ class ClassificationEvaluation:
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns what `MultiLabelClassifier` does, without decollation.
+        """Attach to an evaluator whose network returns what `MultiLabelClassifier` or `VLM3DMultiTask` does, without
+        decollation.
 
         Raises:
             ValueError: on several ranks, each of which would report its share as the whole.
@@ -74,12 +76,13 @@ class ClassificationEvaluation:
 
     def _collect(self, engine: Engine) -> None:
         state: Any = engine.state
-        output, batch = state.output["pred"], state.batch
-        self._volume_ids += batch["volume_id"]
-        for name in ("probabilities", "logits"):
-            self._rows[name].append(output[name].double().cpu().numpy())
-        self._rows["labels"].append(batch["labels"].double().numpy())
-        self._rows["guided"].append(batch["use_anatomical_mask"].numpy())
+        batch = state.batch
+        for output, guided, counts in classification_ways(state.output["pred"], batch):
+            self._volume_ids += [name for name, kept in zip(batch["volume_id"], counts.tolist(), strict=True) if kept]
+            for name in ("probabilities", "logits"):
+                self._rows[name].append(output[name].double().cpu().numpy()[counts])
+            self._rows["labels"].append(batch["labels"][counts].double().numpy())
+            self._rows["guided"].append(guided[counts].numpy())
 
     def __call__(self, engine: Engine) -> None:
         """Measure, write, print, and add to ``engine.state.metrics``."""

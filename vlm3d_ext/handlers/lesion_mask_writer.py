@@ -14,6 +14,7 @@ from ..engines.localization_case import ScanGrids, read_grids
 from ..engines.localization_montage import DISEASE_COLOURS, MontageRow, draw_montage
 from ..text.disease_set import DiseaseSet
 from .localization_evaluation import HasThresholds
+from .task_predictions import lesion_probabilities
 
 __all__ = ["LesionMaskWriter"]
 
@@ -38,8 +39,8 @@ class LesionMaskWriter:
         self.montages = montages
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns ``probabilities`` (B, diseases, D, H, W) on the prepared grid,
-        without decollation; its batches hold "volume_id" and "geometry", the paths of the sidecars."""
+        """Attach to an evaluator whose network returns ``probabilities`` (B, diseases, D, H, W) on the prepared grid, or
+        what `VLM3DMultiTask` does, without decollation; its batches hold "volume_id" and "geometry", the paths of the sidecars."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -49,7 +50,7 @@ class LesionMaskWriter:
             PreparedCaseError: for a case that is one of several windows of its scan.
         """
         state: Any = engine.state
-        probabilities = state.output["pred"]["probabilities"].float().cpu().numpy()
+        probabilities = lesion_probabilities(state.output["pred"], self.disease_set.keys).float().cpu().numpy()
         thresholds = dict(zip(self.disease_set.keys, self.network.thresholds.tolist(), strict=True))
         for row, (volume_id, geometry) in enumerate(
             zip(state.batch["volume_id"], state.batch["geometry"], strict=True)

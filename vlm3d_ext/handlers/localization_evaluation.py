@@ -22,6 +22,7 @@ from ..engines.localization_evaluation import evaluate_localization, format_loca
 from ..engines.localization_montage import DISEASE_COLOURS, MontageRow, draw_montage
 from ..engines.localization_report_files import write_localization_report
 from ..text.disease_set import DiseaseSet
+from .task_predictions import lesion_probabilities
 
 __all__ = ["HasThresholds", "LocalizationEvaluation"]
 
@@ -98,7 +99,8 @@ class LocalizationEvaluation:
         self.baseline_thresholds = baseline_thresholds
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns ``probabilities`` (B, diseases, D, H, W), without decollation.
+        """Attach to an evaluator whose network returns ``probabilities`` (B, diseases, D, H, W), or what `VLM3DMultiTask`
+        does, without decollation.
 
         Raises:
             ValueError: on several ranks, each of which would report its share as the whole.
@@ -119,7 +121,7 @@ class LocalizationEvaluation:
 
     def _collect(self, engine: Engine) -> None:
         state: Any = engine.state
-        probabilities = state.output["pred"]["probabilities"].float().cpu().numpy()
+        probabilities = lesion_probabilities(state.output["pred"], self.disease_set.keys).float().cpu().numpy()
         for row, volume_id in enumerate(state.batch["volume_id"]):
             self._evaluate(self.cases[volume_id], probabilities[row])
 

@@ -8,6 +8,7 @@ from ignite.engine import Engine, Events
 
 from ..data.prediction_store import PredictionStore
 from ..networks.heads import MultiLabelClassifier
+from .task_predictions import own_classification
 
 __all__ = ["PredictionWriter"]
 
@@ -25,13 +26,14 @@ class PredictionWriter:
         self.classifier = classifier
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns what `MultiLabelClassifier` does, without decollation."""
+        """Attach to an evaluator whose network returns what `MultiLabelClassifier` or `VLM3DMultiTask` does, without
+        decollation."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Write the findings of the batch."""
         state: Any = engine.state
-        output, batch = state.output["pred"], state.batch
+        output, batch = own_classification(state.output["pred"]), state.batch
         names = [finding.name for finding in self.classifier.scored_findings]
         for row, volume_id in enumerate(batch["volume_id"]):
             self.store.write(

@@ -41,7 +41,7 @@ class ReportEvaluationWriter:
 
     Args:
         store: the generated reports.
-        control_store: those of other patients' scans.
+        control_store: those of other patients' scans; None leaves that control out.
         cases: the cases, with labels of the label set.
         training_cases: with reports; for the baselines.
         evidence_store: with the features of both.
@@ -55,7 +55,7 @@ class ReportEvaluationWriter:
     def __init__(
         self,
         store: ReportStore,
-        control_store: ReportStore,
+        control_store: ReportStore | None,
         cases: Sequence[Mapping[str, Any]],
         training_cases: Sequence[Mapping[str, Any]],
         evidence_store: EvidenceStore,
@@ -97,7 +97,7 @@ class ReportEvaluationWriter:
         training_reports = [reference_report(case) for case in self.training_cases]
         texts = {
             "generated": [self.store.read(volume_id)["report_text"] for volume_id in ids],
-            "other patients' scans": [self.control_store.read(volume_id)["report_text"] for volume_id in ids],
+            **self._control(ids),
             "nearest neighbour": nearest_reports(
                 self._features(self.cases), self._features(self.training_cases), training_reports
             ),
@@ -124,6 +124,11 @@ class ReportEvaluationWriter:
             name = system.name.replace("'", "").replace(" ", "_")
             metrics[f"clinical_f1_{name}"] = system.figures["clinical_f1"]
         return metrics
+
+    def _control(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        if self.control_store is None:
+            return {}
+        return {"other patients' scans": [self.control_store.read(volume_id)["report_text"] for volume_id in ids]}
 
     def _features(self, cases: Sequence[Mapping[str, Any]]) -> np.ndarray:
         rows = []

@@ -11,8 +11,8 @@ from ignite.engine import Engine, Events
 from ..checkpoint_files import file_sha256
 from ..data.report_store import ReportStore
 from ..engines.report_tables import report_entry
-from ..networks.nets.image_prefix_language_model import GeneratedTexts
 from ..text.finding_extractor import FindingExtractor
+from .task_predictions import written_reports
 
 __all__ = ["ReportWriter"]
 
@@ -41,21 +41,22 @@ class ReportWriter:
         self.metadata = dict(metadata or {})
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns `GeneratedTexts`, one for each case, without decollation."""
+        """Attach to an evaluator whose network returns `GeneratedTexts`, one for each case, or what `VLM3DMultiTask` does,
+        without decollation."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Write the reports of the batch."""
         state: Any = engine.state
-        generated: GeneratedTexts = state.output["pred"]
-        batch = state.batch
-        for row, (volume_id, evidence_of) in enumerate(zip(batch["volume_id"], batch["evidence_of"], strict=True)):
+        written = written_reports(state.output["pred"], state.batch)
+        generated = written.generated
+        for row, (volume_id, evidence_of) in enumerate(zip(state.batch["volume_id"], written.evidence_of, strict=True)):
             metadata = {
                 **self.metadata,
                 "finished": bool(generated.finished[row]),
                 "num_tokens": int(generated.mask[row].sum()),
-                "prompt": batch["prompt"][row],
-                "num_lesions_left_out": int(batch["num_lesions_left_out"][row]),
+                "prompt": written.prompts[row],
+                "num_lesions_left_out": written.num_lesions_left_out[row],
                 "evidence_of": evidence_of,
             }
             entry = report_entry(volume_id, generated.texts[row], self.extractor, file_sha256(self.ckpt_path), metadata)

@@ -25,11 +25,13 @@ def masked_reconstruction_loss(reconstruction: Tensor, patches: Tensor, patch_ma
     Source: SimMIM (Xie et al. 2022), section 3.2: L1 on the masked patches only.
 
     Args:
-        reconstruction: (B, N, V) predicted voxels of each token.
-        patches: (B, N, V) true voxels, in [0, 1].
+        reconstruction: (M, V) predicted voxels of the M hidden tokens alone, in the order of `patch_mask`.
+        patches: (M, V) their true voxels, in [0, 1].
         patch_mask: (B, N) bool, True where the token was hidden; a sample without hidden tokens counts as zero.
     """
-    return _mean_over_samples((reconstruction.float() - patches.float()).abs().mean(-1), patch_mask)
+    error = (reconstruction.float() - patches.float()).abs().mean(-1)
+    of_tokens = error.new_zeros(patch_mask.shape).masked_scatter(patch_mask, error)
+    return _mean_over_samples(of_tokens, patch_mask)
 
 
 def region_share_loss(

@@ -16,6 +16,7 @@ from .mean_loss import MeanLoss
 from .multi_label import bootstrap_interval, macro_auroc, per_label_auroc
 from .ranking import per_label_average_precision, weighted_auroc_and_average_precision
 from .representation import effective_rank, intensity_histogram, knn_probe, linear_probe
+from .task_outputs import of_task
 
 __all__ = [
     "ClassifierCalibration",
@@ -37,6 +38,7 @@ __all__ = [
     "linear_probe",
     "macro_auroc",
     "negative_log_likelihood",
+    "of_task",
     "per_label_auroc",
     "per_label_average_precision",
     "per_label_brier",

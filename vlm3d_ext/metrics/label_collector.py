@@ -35,7 +35,8 @@ class MultiLabelScores(Metric):
     Args:
         num_cases: length of the data set, or None.
         output_transform: from the engine's output to (logits (B, L), labels (B, L) of 1, 0 or NaN); each may also be a
-            list of B tensors (L,), as MONAI decollates batches.
+            list of B tensors (L,), as MONAI decollates batches. Both may be (B, W, L) for cases that are looked at in W
+            ways, which become W rows for each case.
 
     Raises:
         ValueError: from `compute`, if the ranks saw fewer than `num_cases` cases, or more than the sampler repeats.
@@ -51,25 +52,29 @@ class MultiLabelScores(Metric):
     def reset(self) -> None:
         """Forget what was added."""
         self._batches: list[Tensor] = []
+        self._num_ways = 1
 
     def update(self, output: tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]]) -> None:
         """Add a batch.
 
         Raises:
-            ValueError: unless logits and labels both are (B, L).
+            ValueError: unless logits and labels both are (B, L), or both (B, W, L).
         """
         logits, labels = (_as_matrix(part) for part in output)
-        if logits.ndim != 2 or logits.shape != labels.shape:
+        if logits.ndim not in (2, 3) or logits.shape != labels.shape:
             raise ValueError(
                 f"logits and labels must both be (batch, labels), got {tuple(logits.shape)} and {tuple(labels.shape)}."
             )
-        self._batches.append(torch.stack([logits, labels], dim=1))
+        self._num_ways = logits.shape[1] if logits.ndim == 3 else 1
+        self._batches.append(torch.stack([logits.flatten(1), labels.flatten(1)], dim=1))
 
     def compute(self) -> float:
         """Gather all ranks' cases and return the macro AUROC, NaN where no label is defined. Call it on every rank."""
-        gathered = self._gather().double().numpy()
-        self.logits, self.labels = gathered[:, 0], gathered[:, 1]
-        return macro_auroc(self.labels, self.logits) if gathered.size else float("nan")
+        gathered = self._gather().double()
+        # the ways of a case travel side by side, so that a repeated case is dropped whole
+        ways = max(_all_ranks(self._num_ways))
+        self.logits, self.labels = (gathered[:, part].unflatten(1, (ways, -1)).flatten(0, 1).numpy() for part in (0, 1))
+        return macro_auroc(self.labels, self.logits) if gathered.numel() else float("nan")
 
     def _gather(self) -> Tensor:
         width = max(_all_ranks(self._batches[0].shape[2] if self._batches else 0))

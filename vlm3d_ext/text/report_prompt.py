@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .lesion_locations import LesionLocation
 
 __all__ = [
     "IMAGE_MARKER",
@@ -104,6 +106,25 @@ class ReportPrompt:
             f"the prompt takes {length} tokens without any lesion, expected at most {max_tokens}; raise "
             "max_prompt_tokens, or shorten the template."
         )
+
+    def of_evidence(
+        self,
+        findings: Mapping[str, Mapping[str, Any]],
+        lesions: Sequence[Mapping[str, Any]],
+        count_tokens: Callable[[str], int],
+        max_tokens: int,
+    ) -> tuple[str, int]:
+        """Return the prompt of what networks say of a scan, and how many lesions do not fit; see `fitted`.
+
+        Args:
+            findings: name -> ``probability`` and ``prediction``; those predicted are named.
+            lesions: as `LesionLocation.to_json` has them.
+            count_tokens: how many tokens a prompt takes.
+            max_tokens: how many it may take.
+        """
+        named = [(name, float(of["probability"])) for name, of in findings.items() if of["prediction"]]
+        lines = [LesionLocation.from_json(lesion).sentence() for lesion in lesions]
+        return self.fitted(named, lines, count_tokens, max_tokens)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 from .lesion_targets import LoadLesionTargetsd, RandLesionCropsd
-from .load_evidence import LoadEvidenced
+from .load_evidence import LoadEvidenced, WritePromptd
 from .load_features import LoadFeaturesd
 from .load_prepared_case import LoadPreparedCased
 from .presets import (
     classification_transforms,
     encoder_pretraining_transforms,
     localization_transforms,
+    multitask_transforms,
     prepared_case_transforms,
 )
 from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
@@ -19,8 +20,10 @@ __all__ = [
     "RandPatchMaskd",
     "RandReportSentencesd",
     "RandUseAnatomicalMaskd",
+    "WritePromptd",
     "classification_transforms",
     "encoder_pretraining_transforms",
     "localization_transforms",
+    "multitask_transforms",
     "prepared_case_transforms",
 ]

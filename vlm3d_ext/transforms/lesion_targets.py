@@ -83,7 +83,8 @@ class RandLesionCropsd(Randomizable, Transform):
     Every second crop, the first to begin with, holds a voxel of ``crop_disease`` if the case names one; the others
     hold a voxel of any known lesion, or lie anywhere, by equal chance. Positive and negative crops of a disease are
     thus in balance, and so are diseases, if the cases are (`LesionCases.balanced`). A scan smaller than the crop is
-    filled up with zeros that are unknown in the target; ``valid_size`` (3,) says how much of it is real.
+    filled up with zeros that are unknown in the target, its anatomical mask with background; ``valid_size`` (3,) says
+    how much of it is real.
 
     Takes away ``crop_disease``.
 
@@ -120,6 +121,8 @@ class RandLesionCropsd(Randomizable, Transform):
             widths = (0, missing[2], 0, missing[1], 0, missing[0])
             image = data["image"] = torch.nn.functional.pad(image, widths)
             target = torch.nn.functional.pad(target, widths, value=UNKNOWN)
+            if "anatomical_mask" in data:
+                data["anatomical_mask"] = torch.nn.functional.pad(data["anatomical_mask"], widths)
         present = [index for index in range(len(target)) if bool((target[index] == 1).any())]
         starts, crops = [], []
         for number in range(self.num_crops):

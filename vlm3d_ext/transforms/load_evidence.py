@@ -16,7 +16,7 @@ from ..text.lesion_locations import LesionLocation
 from ..text.report_prompt import ReportPrompt
 from ..text.report_sections import ReportSections, write_report
 
-__all__ = ["LoadEvidenced", "collate_evidence", "reference_report"]
+__all__ = ["LoadEvidenced", "WritePromptd", "collate_evidence", "reference_report"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,12 @@ def reference_report(case: Mapping[Any, Any]) -> str:
     )
 
 
-class LoadEvidenced(Randomizable, Transform):
-    """Reads the evidence on a case, and writes the prompt.
+class WritePromptd(Randomizable, Transform):
+    """Adds ``prompt``, what the evidence on a case says, ``report``, the case's own as one text, and
+    ``num_lesions_left_out`` of the prompt.
 
-    Input: a case of `CaseManifest.cases`; ``evidence_of``, where the case has it, names the volume whose evidence is
-    taken instead (the control that shows the generator other patients' scans). Output, a new dictionary: ``volume_id``,
-    ``evidence_of``; ``local_features`` (N, V), ``global_features`` (V,), ``region_features`` (R, V), float32;
-    ``prompt`` and ``report``, texts; ``num_lesions_left_out`` of the prompt; ``labels`` (F,) float32 with NaN for
-    unknown.
+    ``evidence_of``, where the case has it, names the volume whose evidence is taken instead (the control that shows the
+    generator other patients' scans).
 
     Args:
         store: where the evidence is.
@@ -65,15 +63,15 @@ class LoadEvidenced(Randomizable, Transform):
         self.lesion_dropout = lesion_dropout
         self.finding_flips = finding_flips
 
-    def __call__(self, case: Mapping[Hashable, Any]) -> dict[str, Any]:
-        """Return what the generator reads of the case.
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
+        """Return the sample with its prompt.
 
         Raises:
             ResultStoreError: if there is no readable evidence on it.
             ValueError: if the prompt does not fit even without lesions.
         """
-        volume_id = str(case.get("evidence_of", case["volume_id"]))
-        evidence, features = self.store.read(volume_id), self.store.read_features(volume_id)
+        volume_id = str(data.get("evidence_of", data["volume_id"]))
+        evidence = self.store.read(volume_id)
         prompt, left_out = self.prompt.fitted(
             self._findings(evidence["findings"]),
             self._lesions(evidence["lesions"]),
@@ -88,18 +86,7 @@ class LoadEvidenced(Randomizable, Transform):
                 left_out,
                 len(evidence["lesions"]),
             )
-        local = torch.from_numpy(features["local_features"]).float()
-        return {
-            "volume_id": case["volume_id"],
-            "evidence_of": volume_id,
-            "local_features": local.flatten(0, -2),
-            "global_features": torch.from_numpy(features["global_features"]),
-            "region_features": torch.from_numpy(features["region_features"]),
-            "prompt": prompt,
-            "num_lesions_left_out": left_out,
-            "report": reference_report(case),
-            "labels": torch.tensor(case["labels"], dtype=torch.float32),
-        }
+        return {**data, "prompt": prompt, "num_lesions_left_out": left_out, "report": reference_report(data)}
 
     def _findings(self, findings: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float]]:
         named = []
@@ -120,6 +107,34 @@ class LoadEvidenced(Randomizable, Transform):
             for lesion in lesions
             if not (self.lesion_dropout > 0 and self.R.random_sample() < self.lesion_dropout)
         ]
+
+
+class LoadEvidenced(WritePromptd):
+    """Reads the evidence on a case, and writes the prompt: all that the report generator reads of it.
+
+    Input: a case of `CaseManifest.cases`, maybe with ``evidence_of`` (see `WritePromptd`). Output, a new dictionary:
+    ``volume_id``, ``evidence_of``; ``local_features`` (N, V), ``global_features`` (V,), ``region_features`` (R, V),
+    float32; ``prompt`` and ``report``, texts; ``num_lesions_left_out`` of the prompt; ``labels`` (F,) float32 with NaN
+    for unknown.
+    """
+
+    def __call__(self, case: Mapping[Hashable, Any]) -> dict[str, Any]:
+        """Return what the generator reads of the case; for the errors see `WritePromptd`."""
+        volume_id = str(case.get("evidence_of", case["volume_id"]))
+        written = super().__call__(case)
+        features = self.store.read_features(volume_id)
+        local = torch.from_numpy(features["local_features"]).float()
+        return {
+            "volume_id": case["volume_id"],
+            "evidence_of": volume_id,
+            "local_features": local.flatten(0, -2),
+            "global_features": torch.from_numpy(features["global_features"]),
+            "region_features": torch.from_numpy(features["region_features"]),
+            "prompt": written["prompt"],
+            "num_lesions_left_out": written["num_lesions_left_out"],
+            "report": written["report"],
+            "labels": torch.tensor(case["labels"], dtype=torch.float32),
+        }
 
 
 def collate_evidence(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

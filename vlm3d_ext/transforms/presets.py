@@ -10,6 +10,7 @@ from monai.transforms import Compose, DeleteItemsd, RandScaleIntensityd, RandShi
 from ..text.disease_set import load_disease_set
 from ..text.sentence_bank import SentenceBank
 from .lesion_targets import LoadLesionTargetsd, RandLesionCropsd
+from .load_evidence import WritePromptd
 from .load_prepared_case import LoadPreparedCased
 from .pretraining_draws import RandPatchMaskd, RandReportSentencesd, RandUseAnatomicalMaskd
 
@@ -17,6 +18,7 @@ __all__ = [
     "classification_transforms",
     "encoder_pretraining_transforms",
     "localization_transforms",
+    "multitask_transforms",
     "prepared_case_transforms",
 ]
 
@@ -112,6 +114,42 @@ def localization_transforms(
             *_intensity_augmentation(intensity_augmentation),
             *crops,
             DeleteItemsd(["report", "labels", "anatomical_mask", "has_anatomical_mask"]),
+        ]
+    )
+
+
+def multitask_transforms(
+    disease_set: str,
+    prompts: WritePromptd,
+    crop_size: Sequence[int] | None = None,
+    patch_size: Sequence[int] = (4, 16, 16),
+    num_crops: int = 2,
+    partial_shell_mm: float = 15.0,
+    intensity_augmentation: float = 0.0,
+    mask_guidance_probability: float = 0.5,
+) -> Compose:
+    """Return the chain of joint training, or of its validation on whole scans: everything that a case has.
+
+    Args:
+        disease_set: name or path of the diseases.
+        prompts: writes the report's prompt.
+        crop_size: as in `localization_transforms`, like the next three.
+        patch_size: (d, h, w) voxels of a token.
+        num_crops: crops of a scan.
+        partial_shell_mm: see `LoadLesionTargetsd`.
+        intensity_augmentation: as in `encoder_pretraining_transforms`; 0 for validation.
+        mask_guidance_probability: how often region features are guided by the mask, where the case does not say it.
+    """
+    diseases = load_disease_set(disease_set)
+    crops: list[Any] = [] if crop_size is None else [RandLesionCropsd(diseases, crop_size, patch_size, num_crops)]
+    return Compose(
+        [
+            LoadPreparedCased(keep=["lesion_masks", "lesion_masks_partial", "disease_labels", "crop_disease"]),
+            LoadLesionTargetsd(diseases, partial_shell_mm),
+            *_intensity_augmentation(intensity_augmentation),
+            RandUseAnatomicalMaskd(mask_guidance_probability),
+            *crops,
+            prompts,
         ]
     )
 

@@ -64,12 +64,14 @@ def region_histograms_of_tokens(
         (B, N, C, 1, K).
     """
     batch, channels = image.shape[:2]
-    patches = volume_to_patches(image, patch_size).unflatten(2, (channels, -1))  # (B, N, C, V)
-    index = (patches * num_bins).long().clamp_(0, num_bins - 1)
+    # whole numbers of two bytes: cutting into patches moves memory about, and a float takes twice as much
+    bins = (image * num_bins).clamp_(0, num_bins - 1).to(torch.int16)
+    index = volume_to_patches(bins, patch_size).unflatten(2, (channels, -1))  # (B, N, C, V)
     groups = 1
     if anatomical_mask is not None:
         groups = 1 + num_regions
-        index += volume_to_patches(anatomical_mask[:, None], patch_size).long()[:, :, None] * num_bins
-    counts = torch.zeros(batch, patches.shape[1], channels, groups * num_bins, device=image.device)
-    counts.scatter_add_(3, index, torch.ones_like(index, dtype=counts.dtype))
-    return counts.unflatten(3, (groups, num_bins)) / patches.shape[-1]
+        first_bin = anatomical_mask[:, None].to(torch.int16) * num_bins
+        index = index + volume_to_patches(first_bin, patch_size)[:, :, None]
+    counts = torch.zeros(batch, index.shape[1], channels, groups * num_bins, device=image.device)
+    counts.scatter_add_(3, index.long(), counts.new_ones(()).expand(index.shape))
+    return counts.unflatten(3, (groups, num_bins)) / index.shape[-1]

@@ -82,14 +82,15 @@ class ClassifierTraining(nn.Module):
             spacing_mm: (B, 3) [z, y, x], or None.
             use_anatomical_mask: (B,) bool; None uses every mask given.
         """
-        return self._classify(self.features(image, anatomical_mask, spacing_mm, use_anatomical_mask), labels)
+        return self.classify(self.features(image, anatomical_mask, spacing_mm, use_anatomical_mask), labels)
 
     def features(self, image: Tensor, *arguments: Tensor | None, **keywords: Tensor | None) -> Tensor:
         """Return what the classifier sees of the images, (B, 1 + R, C); see `VolumeClassifier.features`."""
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
             return self.network.features(image, *arguments, **keywords)
 
-    def _classify(self, features: Tensor, labels: Tensor) -> dict[str, Any]:
+    def classify(self, features: Tensor, labels: Tensor) -> dict[str, Any]:
+        """Return what `forward` does, of features (B, 1 + R, C) and labels (B, L) of 1, 0 or NaN."""
         classifier = self.network.classifier
         if self.training:
             if self.mixup_alpha > 0:
@@ -123,7 +124,7 @@ class FeatureClassifierTraining(ClassifierTraining):
 
     def forward(self, features: Tensor, labels: Tensor) -> dict[str, Any]:  # type: ignore[override]
         """Return what `ClassifierTraining.forward` does, for features (B, 1 + R, C) and labels (B, L)."""
-        return self._classify(features, labels)
+        return self.classify(features, labels)
 
     def features(self, image: Tensor, *arguments: Tensor | None, **keywords: Tensor | None) -> Tensor:
         """Return what is given in the image's place, which are the features already."""

@@ -117,15 +117,15 @@ class EncoderPretraining(nn.Module):
             use_anatomical_mask=use_anatomical_mask & has_anatomical_mask,
             patch_mask=patch_mask,
         )
-        patches = volume_to_patches(image, self.encoder.patch_size)
+        # nothing is asked of the other tokens: reconstructing them would cost, and change no weight
+        hidden_patches = volume_to_patches(image, self.encoder.patch_size)[patch_mask]
+        reconstruction = self.heads.reconstruction(features.local_features[patch_mask])
         logits = self.heads.sentence_logits(
             features.global_features, features.region_features, sentence_ngrams, sentence_regions
         )
         return {
             "losses": {
-                "reconstruction": masked_reconstruction_loss(
-                    self.heads.reconstruction(features.local_features), patches, patch_mask
-                ),
+                "reconstruction": masked_reconstruction_loss(reconstruction, hidden_patches, patch_mask),
                 "region_share": region_share_loss(
                     features.bin_region_logits, features.mask_histograms, has_anatomical_mask, features.token_mask
                 ),

@@ -264,6 +264,15 @@ class ImagePrefixLanguageModel(nn.Module):
         if self.is_sharded and num_asked == 1:
             # The second pass below must not be left out on one rank alone, neither forward nor backward.
             token_ids, mask = token_ids.repeat(1, 2), nn.functional.pad(mask, (0, 1))
+        logits = self.report_logits(prompts, token_ids, mask, share_prefix).float() / temperature
+        chosen = logits.gather(-1, token_ids[..., None])[..., 0] - logits.logsumexp(-1)
+        return chosen.masked_fill(~mask, 0.0)[:, :num_asked]
+
+    def report_logits(
+        self, prompts: PrefixedPrompts, token_ids: Tensor, mask: Tensor, share_prefix: bool = True
+    ) -> Tensor:
+        """Return for each token the logits before it was chosen, (B · K, T, vocabulary); arguments as in
+        `log_probabilities`."""
         samples = token_ids.shape[0] // prompts.mask.shape[0]
         prompt_mask = prompts.mask.repeat_interleave(samples, 0)
         whole_mask = torch.cat([prompt_mask, mask], dim=1)
@@ -292,9 +301,7 @@ class ImagePrefixLanguageModel(nn.Module):
                 use_cache=False,
                 logits_to_keep=num_tokens + 1,
             ).logits[:, :-1]
-        logits = logits.float() / temperature
-        chosen = logits.gather(-1, token_ids[..., None])[..., 0] - logits.logsumexp(-1)
-        return chosen.masked_fill(~mask, 0.0)[:, :num_asked]
+        return logits
 
     def _fill_cache(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
         """Return the logits after the last position of each prompt, (B, 1, vocabulary), and the keys and values."""

@@ -16,11 +16,13 @@ from torch.nn.functional import pad
 from ...text.disease_set import DiseaseSet, load_disease_set
 from ..blocks import DenoisedFeatures, DenoisingTransformer, TextEmbedder, TextGuidedAttentionUNet
 from ..layers import pad_to_patches
-from .three_d_vision_encoder import ThreeDVisionEncoder
+from .three_d_vision_encoder import ThreeDVisionEncoder, TokenFeatures
 
 __all__ = ["LesionLocalizationModule", "LesionProbabilities", "PlainLocalizer", "cut_crops"]
 
 PASSES = ("shared", "per_disease")
+
+LocalFeatures = tuple[Tensor, Tensor, Tensor | None]
 
 _PADDING_LOGIT = -30.0  # a probability of 1e-13
 
@@ -142,8 +144,21 @@ class LesionLocalizationModule(nn.Module):
         Raises:
             ValueError: if a crop is not made of whole patches, or does not lie in the scan.
         """
+        local = self.local_features(image, spacing_mm, valid_size)
+        return self.draw_from_tokens(image, local, valid_size, crop_start, crop_size)
+
+    def draw_from_tokens(
+        self,
+        image: Tensor,
+        local: LocalFeatures,
+        valid_size: Tensor | None = None,
+        crop_start: Tensor | None = None,
+        crop_size: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run stages 2 and 3 on what the encoder's trunk has given (`local_features`, `local_features_of_tokens`);
+        arguments and result as `logits_and_denoising`."""
         texts = self.texts()
-        refined = self.refine(self.local_features(image, spacing_mm, valid_size), texts)
+        refined = self.refine(local, texts)
         if crop_start is None or crop_size is None:
             return self.draw_scans(image, refined, valid_size), refined.loss
         patch = self.encoder.patch_size
@@ -166,17 +181,20 @@ class LesionLocalizationModule(nn.Module):
 
     def local_features(
         self, image: Tensor, spacing_mm: Tensor | None = None, valid_size: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run the encoder's trunk; return local features (B, D, H, W, C), heights of the slabs in mm (B, D), and the
-        token mask (B, D, P) or None."""
-        tokens = self.encoder.encode_tokens(image, spacing_mm, valid_size)
+    ) -> LocalFeatures:
+        """Run the encoder's trunk; see `local_features_of_tokens`."""
+        return self.local_features_of_tokens(self.encoder.encode_tokens(image, spacing_mm, valid_size), image)
+
+    def local_features_of_tokens(self, tokens: TokenFeatures, image: Tensor) -> LocalFeatures:
+        """Return local features (B, D, H, W, C), heights of the slabs in mm (B, D), and the token mask (B, D, P) or
+        None."""
         grid = [-(-n // p) for n, p in zip(image.shape[2:], self.encoder.patch_size, strict=True)]
         features = tokens.local_features.unflatten(1, grid)
         depth_mm = tokens.positions_mm.unflatten(1, grid)[:, :, 0, 0, 0]
         mask = tokens.token_mask
         return features, depth_mm, mask.unflatten(1, (grid[0], -1)) if mask is not None else None
 
-    def refine(self, local: tuple[Tensor, Tensor, Tensor | None], texts: Tensor) -> DenoisedFeatures:
+    def refine(self, local: LocalFeatures, texts: Tensor) -> DenoisedFeatures:
         """Run stage 2 on what `local_features` returned.
 
         Returns:

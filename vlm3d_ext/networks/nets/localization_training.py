@@ -70,7 +70,20 @@ class LocalizationTraining(nn.Module):
             crop_start: (B, K, 3) first voxel of each crop, multiples of the patch; None draws whole scans.
         """
         crop_size = target.shape[3:] if crop_start is not None else None
-        logits, denoising = self.network.logits_and_denoising(image, spacing_mm, valid_size, crop_start, crop_size)
+        drawn = self.network.logits_and_denoising(image, spacing_mm, valid_size, crop_start, crop_size)
+        return self.compare(*drawn, target, crop_start)
+
+    def compare(
+        self, logits: Tensor, denoising: Tensor | None, target: Tensor, crop_start: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Return what `forward` does, of what the network has drawn.
+
+        Args:
+            logits: (B, L, d, h, w), or (B · K, L, ...) of crops.
+            denoising: loss of stage 2, None where no noise was put.
+            target: as in `forward`.
+            crop_start: as in `forward`.
+        """
         if crop_start is not None:
             target = target.flatten(0, 1)
         masks = self.loss(logits, target)

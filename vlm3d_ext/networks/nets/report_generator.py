@@ -11,7 +11,7 @@ from ...losses.policy_gradient import PolicyLoss, policy_loss
 from ..blocks.vision_to_llm_projector import VisionToLLMProjector
 from .image_prefix_language_model import GeneratedTexts, ImagePrefixLanguageModel, PrefixedPrompts
 
-__all__ = ["PolicyTraining", "PrefixEmbeddings", "ReportGenerator", "ReportTraining"]
+__all__ = ["PolicyTraining", "PrefixEmbeddings", "ReportGenerator", "ReportTraining", "report_generator_network"]
 
 
 class ReportGenerator(nn.Module):
@@ -74,6 +74,28 @@ class ReportGenerator(nn.Module):
         """Write one report for each case; arguments as in `prompts`."""
         prompts = self.prompts(local_features, global_features, region_features, prompt, token_mask)
         return self.language_model.generate(prompts, **self.generation)
+
+
+def report_generator_network(
+    vision_channels: int,
+    num_queries: int,
+    projector_layers: int,
+    projector_heads: int,
+    generation: dict[str, Any] | None = None,
+    **language_model: Any,
+) -> ReportGenerator:
+    """Return the networks as the config of the report_generation bundle builds them; arguments are that config's knobs,
+    `language_model` those of `ImagePrefixLanguageModel`."""
+    model = ImagePrefixLanguageModel(**language_model)
+    projector = VisionToLLMProjector(
+        vision_channels,
+        model.hidden_size,
+        num_queries,
+        projector_layers,
+        projector_heads,
+        output_scale=model.embedding_scale,
+    )
+    return ReportGenerator(projector, model, generation)
 
 
 class PrefixEmbeddings(ReportGenerator):

@@ -167,9 +167,22 @@ def scan_evidence_network(
     base_channels: int,
     level_strides: Sequence[Sequence[int]],
     head_channels: int,
+    dropout: float = 0.0,
+    max_noise: float = 0.0,
+    use_checkpoint: bool = False,
 ) -> ScanEvidence:
-    """Return the three networks as the configs of their bundles build them; arguments are those configs' knobs."""
-    encoder = ThreeDVisionEncoder(in_channels, patch_size, hidden_size, num_layers, num_heads, num_depth_heads, mlp_dim)
+    """Return the three networks as the configs of their bundles build them; arguments are those configs' knobs. The
+    last three matter in training only."""
+    encoder = ThreeDVisionEncoder(
+        in_channels,
+        patch_size,
+        hidden_size,
+        num_layers,
+        num_heads,
+        num_depth_heads,
+        mlp_dim,
+        use_checkpoint=use_checkpoint,
+    )
     classifier = MultiLabelClassifier(
         label_set=label_set,
         hidden_size=hidden_size,
@@ -177,6 +190,7 @@ def scan_evidence_network(
         projection_dim=projection_dim,
         num_soft_tokens=num_soft_tokens,
         use_region_features=use_region_features,
+        dropout=dropout,
     )
     localizer = LesionLocalizationModule(
         copy.deepcopy(encoder),
@@ -187,6 +201,8 @@ def scan_evidence_network(
             num_heads=num_heads,
             num_depth_heads=num_depth_heads,
             mlp_dim=denoising_mlp_dim,
+            max_noise=max_noise,
+            use_checkpoint=use_checkpoint,
         ),
         TextGuidedAttentionUNet(
             in_channels=in_channels,
