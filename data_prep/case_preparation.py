@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from data_prep.anatomical_masks import add_pleura, read_anatomical_mask
 from data_prep.lesion_mask_reading import ScanLesions, read_lesion_masks
 from data_prep.lesion_masks import DRAWN_DISEASES, LesionMask
+from data_prep.npz_import import import_npz
 from data_prep.preparation_settings import PreparationSettings
 from data_prep.raw_case import RawCase
 from data_prep.totalsegmentator_command import run_totalsegmentator
@@ -62,6 +63,7 @@ class CaseTask:
         input_digest: stands for the scan's and masks' identity (see `data_prep.preparation_run`).
         hidden_paths: absolute folder -> what stands for it in messages and in the sidecar, so that they are the same
             on every machine.
+        inspect_scan: returns notes on a scan, given its path and itself, or refuses it; None to ask nothing.
     """
 
     case: RawCase
@@ -73,6 +75,7 @@ class CaseTask:
     resample_lesion_masks: bool = False
     input_digest: str = ""
     hidden_paths: Mapping[str, str] = field(default_factory=dict)
+    inspect_scan: Callable[[Path, Scan], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,25 @@ def prepare_case(task: CaseTask) -> CaseOutcome:
 def prepare_volumes(task: CaseTask) -> list[PreparedVolume]:
     """Read a scan and its masks and bring them onto the prepared grid, in memory.
 
+    A case whose path is an NPZ is on that grid already, and is checked instead.
+
     Raises:
         UnusableScanError: if the scan or a mask cannot be used.
+        PreparedCaseError: if an NPZ cannot be used, or was prepared otherwise than asked for.
     """
     case, settings = task.case, task.settings
+    if case.path.suffix.lower() == ".npz" and not case.path.is_dir():
+        return [_imported_volume(task)]
     rescale = Rescale(*case.stored_values) if case.stored_values else None
-    scan = read_scan(case.path, rescale=rescale, spacing_mm=case.spacing_mm, check_hu=settings.check_hu)
+    scan = read_scan(
+        case.path,
+        rescale=rescale,
+        spacing_mm=case.spacing_mm,
+        check_hu=settings.check_hu,
+        series_number=case.series_number,
+    )
+    if task.inspect_scan is not None:
+        scan = replace(scan, notes=(*scan.notes, *task.inspect_scan(case.path, scan)))
     mask_path = task.anatomical_mask
     if task.run_totalsegmentator:
         mask_path = run_totalsegmentator(scan, task.output / "anatomical_masks" / f"{case.volume_id}.nii.gz")
@@ -165,6 +181,37 @@ def prepare_volumes(task: CaseTask) -> list[PreparedVolume]:
         _prepare_volume(task, scan, regions, lesions, original_lesions, target, index, len(targets))
         for index, target in enumerate(targets)
     ]
+
+
+def _imported_volume(task: CaseTask) -> PreparedVolume:
+    case = task.case
+    imported = import_npz(case.path, task.settings)
+    arrays = imported.case
+    sidecar = {
+        "volume_id": case.volume_id,
+        "source": case.source,
+        "source_format": "npz",
+        **imported.description,
+        "lesion_masks": {},
+        "lesion_masks_original_grid": {},
+        "lesion_masks_partial": [],
+        "lesion_masks_source": {},
+        "lesion_voxels_in_scan": {},
+        "lesion_voxels": {},
+        "settings_digest": task.settings.digest,
+        "input_digest": task.input_digest,
+        "content_sha256": _content_digest([arrays.imgs, arrays.gts]),
+    }
+    return PreparedVolume(
+        volume_id=case.volume_id,
+        imgs=arrays.imgs,
+        gts=arrays.gts,
+        geometry=imported.geometry,
+        lesion_masks={},
+        original_lesion_masks={},
+        source_geometry=imported.source_geometry,
+        sidecar=sidecar,
+    )
 
 
 def _prepare_volume(

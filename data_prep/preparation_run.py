@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from data_prep.worker_pool import WorkerDied, run_tasks
 from vlm3d_ext.data.atomic_files import TEMPORARY_SUFFIX, write_json
 from vlm3d_ext.data.patient_split import choose_held_out_patients
 from vlm3d_ext.data.prepared_case import PreparedCaseError, read_sidecar
-from vlm3d_ext.data.scan import UnusableScanError
+from vlm3d_ext.data.scan import Scan, UnusableScanError
 from vlm3d_ext.text.label_set import LabelSet
 
 __all__ = ["MaskSources", "PreparationResult", "plan_cases", "run_preparation"]
@@ -73,7 +73,8 @@ class PreparationResult:
     Args:
         summary: the log's summary.
         remarks: the log's remarks.
-        refused: outcomes of refused cases.
+        outcomes: what became of each raw scan, sorted by volume id.
+        refused: those of refused cases.
         manifest: path of manifest.json.
         log: path of preparation_log.json.
         num_kept: cases that were finished before this run.
@@ -81,6 +82,7 @@ class PreparationResult:
 
     summary: Mapping[str, int]
     remarks: Sequence[str]
+    outcomes: Sequence[CaseOutcome]
     refused: Sequence[CaseOutcome]
     manifest: Path
     log: Path
@@ -96,7 +98,13 @@ class CasePlan:
     remarks: list[str] = field(default_factory=list)
 
 
-def plan_cases(dataset: RawDataset, settings: PreparationSettings, masks: MaskSources, output: Path) -> CasePlan:
+def plan_cases(
+    dataset: RawDataset,
+    settings: PreparationSettings,
+    masks: MaskSources,
+    output: Path,
+    inspect_scan: Callable[[Path, Scan], Sequence[str]] | None = None,
+) -> CasePlan:
     """Sort out excluded and refused cases and find the masks of the others; opens no volume and writes nothing."""
     hidden = {str(dataset.root): "", str(output): ""}
     for folder in (*masks.anatomical_folders, masks.lesion_folder, masks.rexgrounding_folder):
@@ -127,6 +135,7 @@ def plan_cases(dataset: RawDataset, settings: PreparationSettings, masks: MaskSo
             lesion_masks=lesion_masks,
             resample_lesion_masks=masks.resample_lesion_masks,
             hidden_paths=hidden,
+            inspect_scan=inspect_scan,
         )
         plan.tasks.append(replace(task, input_digest=_input_digest(task)))
     plan.remarks += lesions.remarks({case.volume_id for case in dataset.cases})
@@ -148,8 +157,11 @@ def _input_digest(task: CaseTask) -> str:
         files["anatomical_mask"] = _files_below(task.anatomical_mask)
     for disease, mask in task.lesion_masks.items():
         files[disease] = _files_below(mask.path)
+    # What a case lacks adds no key, so that cases prepared before there was one stay finished.
+    further = {"series_number": case.series_number, "content_sha256": case.content_sha256}
     return digest_of(
         {
+            **{name: value for name, value in further.items() if value is not None},
             "files": files,
             "values": [case.stored_values, case.spacing_mm],
             "totalsegmentator": task.run_totalsegmentator,
@@ -178,6 +190,7 @@ def run_preparation(
     num_workers: int = 1,
     overwrite: bool = False,
     quiet: bool = False,
+    inspect_scan: Callable[[Path, Scan], Sequence[str]] | None = None,
 ) -> PreparationResult:
     """Prepare what is not prepared yet, then write manifest and log.
 
@@ -194,6 +207,8 @@ def run_preparation(
         num_workers: processes; 0 works in this one.
         overwrite: forget what was prepared before.
         quiet: no progress bar.
+        inspect_scan: a picklable function of a scan's path and the scan that returns notes on it, or raises
+            `UnusableScanError` to refuse it; not asked about finished cases, nor about those that come prepared.
 
     Raises:
         LayoutError: if the output holds cases of other settings (without `overwrite`), is the raw data's own folder,
@@ -210,7 +225,7 @@ def run_preparation(
         _remove_leftovers(output)
         if overwrite:
             _forget_prepared_cases(output)
-        plan = plan_cases(dataset, settings, masks, output)
+        plan = plan_cases(dataset, settings, masks, output, inspect_scan)
         unfinished = _unfinished_tasks(plan.tasks, settings, output)
         fresh = _run_pool(unfinished, len(plan.tasks), num_workers, quiet)
         outcomes = list(plan.outcomes)
@@ -247,12 +262,12 @@ def run_preparation(
         log = build_log(settings=run_settings, dataset=dataset, outcomes=outcomes, remarks=remarks)
         write_json(output / MANIFEST_NAME, manifest)
         write_json(output / LOG_NAME, log)
+    outcomes.sort(key=lambda outcome: outcome.volume_id)
     return PreparationResult(
         summary=log["summary"],
         remarks=remarks,
-        refused=sorted(
-            (outcome for outcome in outcomes if outcome.status == "refused"), key=lambda outcome: outcome.volume_id
-        ),
+        outcomes=outcomes,
+        refused=[outcome for outcome in outcomes if outcome.status == "refused"],
         manifest=output / MANIFEST_NAME,
         log=output / LOG_NAME,
         num_kept=len(plan.tasks) - len(unfinished),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -82,7 +83,64 @@ class PreparationSettings:
             content["spacing_mm"] = list(self.spacing_mm)
         return content
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> PreparationSettings:
+        """Return the settings that `to_dict` described, such as a manifest or a checkpoint holds.
+
+        Further keys, which say where data came from and not how they were prepared, are passed over.
+
+        Raises:
+            ValueError: if a key is missing, the format is another version's, or a window, the coding of masks or the
+                thickness of the pleura is not what it is here: the same scan would give other voxels.
+        """
+        needed = ("format_version", "spatial_size", "depth_policy", "window", "check_hu", "mask_coding")
+        missing = [key for key in needed if key not in content]
+        if missing:
+            raise ValueError(
+                f"preparation settings need the keys {', '.join(needed)}; {', '.join(missing)} missing; take the "
+                "'settings' of the training data's manifest.json."
+            )
+        if content["format_version"] != _FORMAT_VERSION:
+            raise ValueError(
+                f"the data were prepared in format {content['format_version']!r}, expected {_FORMAT_VERSION}; train on "
+                "data prepared with this version, or use the version that they were prepared with."
+            )
+        names = content["window"]
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"window must be a list of names of intensity windows, got {names!r}.")
+        try:
+            settings = cls(
+                spatial_size=_three(content, "spatial_size", int),
+                depth_policy=content["depth_policy"],
+                spacing_mm=_three(content, "spacing_mm", float) if "spacing_mm" in content else cls.spacing_mm,
+                windows=tuple(names),
+                check_hu=bool(content["check_hu"]),
+                mask_coding=MaskCoding(**content["mask_coding"]),
+            )
+        except TypeError:
+            raise ValueError(
+                f"mask_coding is {content['mask_coding']!r}, expected {asdict(MaskCoding())!r} or its like; take the "
+                "'settings' of the training data's manifest.json."
+            ) from None
+        ours = settings.to_dict()
+        for key in ("window_centre_width_hu", "pleura_thickness_mm"):
+            if content.get(key, ours[key]) != ours[key]:
+                raise ValueError(
+                    f"the data were prepared with {key} {content[key]!r}, which is {ours[key]!r} here; use the version "
+                    "that they were prepared with."
+                )
+        return settings
+
     @property
     def digest(self) -> str:
         """SHA-256 of `to_dict()`."""
         return digest_of(self.to_dict())
+
+
+def _three(content: Mapping[str, Any], key: str, kind: Callable[[Any], Any]) -> tuple[Any, Any, Any]:
+    values = content[key]
+    try:
+        first, second, third = (kind(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be three numbers [z, y, x], got {values!r}.") from None
+    return first, second, third

@@ -23,13 +23,17 @@ class RawCase:
         scan_id: the acquisition that labels and the report belong to.
         patient_id: the unit of splitting.
         split: ``"training"``, ``"validation"`` or ``"test"``.
-        path: NIfTI file, or folder holding one DICOM series.
+        path: NIfTI file, folder holding one DICOM series, or NPZ of an already prepared case.
         source: `path` relative to the data set's root, with ``/``.
         labels: 1, 0 or None (unknown) in the order of the label set; empty where there is no label set.
         report: ``{"findings": str, "impression": str}``, or None where the data set has no report for the scan.
         stored_values: (slope, intercept) that turn stored values into HU, where the file does not know them (CT-RATE
             v1).
         spacing_mm: [z, y, x] where the file does not know it (CT-RATE v1).
+        series_number: DICOM SeriesNumber of the series to take from a folder of several; None leaves the choice to the
+            reader.
+        content_sha256: digest of the scan's own files, where names and sizes are not to be trusted to tell one scan
+            from another; None where they are.
         exclusion: why the case is left out on purpose, or None.
         refusal: why the case cannot be prepared, or None.
         notes: remarks for the log.
@@ -45,6 +49,8 @@ class RawCase:
     report: Mapping[str, str] | None = None
     stored_values: tuple[float, float] | None = None
     spacing_mm: tuple[float, float, float] | None = None
+    series_number: int | None = None
+    content_sha256: str | None = None
     exclusion: str | None = None
     refusal: str | None = None
     notes: tuple[str, ...] = ()

@@ -14,15 +14,17 @@ from pathlib import Path
 from data_prep.lesion_masks import flat_mask_parts
 from data_prep.raw_case import LayoutError, RawCase, RawDataset
 from data_prep.readable_folders import walk_readable
+from data_prep.scan_kind import NIFTI_EXTENSIONS, NPZ_EXTENSION, is_dicom_file
 from vlm3d_ext.data.patient_split import split_patients
 
 __all__ = ["read_scan_folder"]
 
-MASK_FOLDERS = ("segmentations", "lesion_masks", "anatomical_masks")
+MASK_FOLDERS = ("segmentations", "lesion_masks", "lesion_masks_original_grid", "anatomical_masks")
 """Folders of masks, as TotalSegmentator's data set and we ourselves call them; what is in them is no scan."""
 
-_NIFTI_EXTENSIONS = (".nii.gz", ".nii")
-_DICOM_PREAMBLE = 128  # bytes before "DICM", DICOM PS3.10 section 7.1
+# A file name may have 255 bytes, and extensions and the suffix of a half-written file come on top. Exports of a picture
+# archive nest folders whose names are 64 characters long.
+_LONGEST_ID = 160
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9-]+")
 
 
@@ -35,13 +37,15 @@ def read_scan_folder(
     test_fraction: float = 0.2,
     num_labels: int = 0,
     skip: Iterable[Path] = (),
+    with_prepared: bool = False,
 ) -> RawDataset:
     """Find the scans of a folder; opens no volume.
 
     A scan is a ``.nii`` or ``.nii.gz`` file that is not named like a lesion mask, at any depth, or a folder that
     holds DICOM files itself. The volume id is the path inside the folder with everything but letters, digits and
-    hyphen replaced by ``_``; where two paths give one id, all of them get a hash of their path as a suffix. The
-    patient is the first folder below those that all scans share, or the scan itself where it lies in none.
+    hyphen replaced by ``_``; where two paths give one id, all of them get a hash of their path as a suffix, and so
+    does the end of one that is too long for a file name. The patient is the first folder below those that all scans
+    share, or the scan itself where it lies in none.
 
     Args:
         source: a folder, a NIfTI file, or a folder with one DICOM series.
@@ -51,6 +55,8 @@ def read_scan_folder(
         test_fraction: for ``"by_patient"``, share of all patients.
         num_labels: number of labels of each case, all unknown.
         skip: folders that hold no scans (masks, the output).
+        with_prepared: take ``.npz`` files for scans, too, as cases that are prepared already, with the ``.json`` of
+            the same name as their sidecar.
 
     Raises:
         LayoutError: if there is no scan.
@@ -59,13 +65,13 @@ def read_scan_folder(
     root = source.parent if single_file else source
     remarks: list[str] = []
     skipped = {path.resolve() for path in skip}
-    paths, ignored = ([source], 0) if single_file else _find_scans(source, skipped, remarks)
+    paths, ignored = ([source], 0) if single_file else _find_scans(source, skipped, remarks, with_prepared)
     if not paths:
         raise LayoutError(
             f"{source.name or source}: holds neither a NIfTI file (.nii, .nii.gz) nor a DICOM series; check --source."
         )
-    if paths == [source] and not single_file:
-        # One series folder given as such: its own name is the only name there is.
+    if source in paths and not single_file:
+        # A series folder given as such: its own name is the only name there is.
         root = source.parent
     parts_of = {path: _name_parts(path, root) for path in paths}
     patients = _patients(parts_of)
@@ -100,7 +106,7 @@ def read_scan_folder(
     )
 
 
-def _find_scans(folder: Path, skip: set[Path], remarks: list[str]) -> tuple[list[Path], int]:
+def _find_scans(folder: Path, skip: set[Path], remarks: list[str], with_prepared: bool) -> tuple[list[Path], int]:
     scans: list[Path] = []
     ignored = 0
     for here, subfolders, names in walk_readable(folder, ".", remarks):
@@ -108,34 +114,29 @@ def _find_scans(folder: Path, skip: set[Path], remarks: list[str]) -> tuple[list
             name for name in subfolders if name not in MASK_FOLDERS and (here / name).resolve() not in skip
         ]
         others = []
+        sidecars = {Path(name).with_suffix(".json").name for name in names if with_prepared and _is_npz(name)}
         for name in names:
             if flat_mask_parts(name) is not None:
                 ignored += 1
-            elif name.lower().endswith(_NIFTI_EXTENSIONS):
+            elif name.lower().endswith(NIFTI_EXTENSIONS) or (with_prepared and _is_npz(name)):
                 scans.append(here / name)
-            else:
+            elif name not in sidecars:
                 others.append(here / name)
-        if any(_is_dicom(path) for path in others):
+        if any(is_dicom_file(path) for path in others):
             scans.append(here)
         else:
             ignored += len(others)
     return scans, ignored
 
 
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".ima"):
-        return True
-    try:
-        with open(path, "rb") as file:
-            return file.read(_DICOM_PREAMBLE + 4)[_DICOM_PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
+def _is_npz(name: str) -> bool:
+    return name.lower().endswith(NPZ_EXTENSION)
 
 
 def _name_parts(path: Path, root: Path) -> tuple[str, ...]:
-    """The path below `root` as name parts, without the NIfTI extension."""
+    """The path below `root` as name parts, without the extension of a scan's file."""
     parts = list(path.relative_to(root).parts)
-    for extension in _NIFTI_EXTENSIONS:
+    for extension in (*NIFTI_EXTENSIONS, NPZ_EXTENSION):
         if parts[-1].lower().endswith(extension) and path.is_file():
             parts[-1] = parts[-1][: -len(extension)]
             break
@@ -161,8 +162,10 @@ def _volume_ids(parts_of: dict[Path, tuple[str, ...]], root: Path) -> dict[Path,
     for group in by_name.values():
         for path in group:
             name = "_".join(parts_of[path])
-            if len(group) > 1:
-                name += "_" + hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest()[:8]
+            if len(group) > 1 or len(name) > _LONGEST_ID:
+                digest = hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest()[:8]
+                # The end of a path tells scans apart, its beginning is what they share.
+                name = f"{name[-(_LONGEST_ID - 9) :].lstrip('_-')}_{digest}"
             ids[path] = name
     return ids
 

@@ -7,11 +7,20 @@ from vlm3d_ext.losses import WeightedLossSum, masked_reconstruction_loss, region
 
 
 def test_reconstruction_loss_by_hand():
-    patches = torch.zeros(2, 3, 2)
-    reconstruction = torch.tensor([[[1.0, 3.0], [9, 9], [4, 4]], [[7.0, 7.0], [7, 7], [7, 7]]])
-    hidden = torch.tensor([[True, False, True], [False, False, False]])
-    # first sample: mean of 2 and 4; second sample hides nothing and counts as zero
-    assert masked_reconstruction_loss(reconstruction, patches, hidden).item() == pytest.approx(1.5)
+    reconstruction = torch.tensor([[1.0, 3.0], [4, 4], [7, 9]])
+    patches = torch.tensor([[0.0, 0.0], [0, 0], [7, 7]])
+    hidden = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
+    # first sample: mean of 2 and 4; second sample hides nothing and counts as zero; third sample: 1
+    assert masked_reconstruction_loss(reconstruction, patches, hidden).item() == pytest.approx(4 / 3)
+
+
+def test_reconstruction_loss_of_nothing_hidden_is_zero_and_still_has_a_gradient():
+    """Data-parallel training waits for the gradient of each weight, even where a rank hides nothing."""
+    layer = torch.nn.Linear(5, 3)
+    hidden = torch.zeros(2, 4, dtype=torch.bool)
+    loss = masked_reconstruction_loss(layer(torch.rand(2, 4, 5)[hidden]), torch.rand(2, 4, 3)[hidden], hidden)
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(layer.weight.grad, torch.zeros(3, 5))
 
 
 def test_region_share_loss_by_hand():
@@ -61,7 +70,9 @@ def test_losses_of_halves_average_to_the_loss_of_the_whole():
     def losses(rows):
         return torch.stack(
             [
-                masked_reconstruction_loss(reconstruction[rows], patches[rows], hidden[rows]),
+                masked_reconstruction_loss(
+                    reconstruction[rows][hidden[rows]], patches[rows][hidden[rows]], hidden[rows]
+                ),
                 region_share_loss(logits[rows], counts[rows], has_mask[rows]),
                 sentence_alignment_loss(sentences[rows], is_true[rows], present[rows]),
             ]

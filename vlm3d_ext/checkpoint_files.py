@@ -17,6 +17,7 @@ from torch import nn
 __all__ = [
     "CheckpointError",
     "UpstreamCheckpoint",
+    "checkpoint_entry",
     "file_sha256",
     "load_upstream_weights",
     "read_checkpoint",
@@ -106,6 +107,20 @@ def read_checkpoint(path: str | os.PathLike, *, hint: str = "") -> dict[str, Any
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of state dicts.{tail}")
     return content
+
+
+def checkpoint_entry(path: str | os.PathLike, key: str, *, parameter_name: str = "ckpt_path") -> Any:
+    """Return one entry of a checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is unreadable, or has no such entry.
+    """
+    hint = f"Train the bundle first, or point to another file with --{parameter_name} PATH."
+    content = read_checkpoint(path, hint=hint)
+    if key not in content:
+        raise CheckpointError(f"{path} has no entry {key!r}; it has {sorted(map(str, content))}. {hint}")
+    return content[key]
 
 
 def load_upstream_weights(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm3d_ext.data.dicom_series import read_dicom_series
+from vlm3d_ext.data.dicom_series import dicom_series_files, read_dicom_series
 from vlm3d_ext.data.scan_reader import UnusableScanError, read_mask, read_scan
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
@@ -166,6 +166,49 @@ def test_one_of_two_series_can_be_chosen_by_number(folder):
     assert read_scan(folder, series_number=3).hu.shape[0] == 6
     assert "modality is PT, expected CT" in refusal(folder, series_number=8)
     assert "one series with number 5" in refusal(folder, series_number=5)
+
+
+def test_the_only_series_that_can_be_a_chest_scan_is_taken_and_the_others_named(folder):
+    for number in range(16):
+        write_slice(folder / f"a{number:02d}.dcm", number, height=10.0 * number)
+    for number in range(3):
+        write_slice(folder / f"b{number}.dcm", number, SeriesInstanceUID="1.2.3", SeriesNumber=8)
+    scan = read_scan(folder)
+    assert scan.hu.shape[0] == 16
+    assert scan.notes == (
+        "of 2 series the only one that can be a chest scan was taken, number 3: CT, 16 slices every 10 mm; left out: "
+        "number 8: CT, 3 slices",
+    )
+    assert np.array_equal(scan.hu, read_scan(folder, series_number=3).hu)
+    assert [path.name for path in dicom_series_files(folder)] == [f"a{number:02d}.dcm" for number in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("num_slices", "step", "changes"),
+    [(15, 20.0, {}), (16, 9.0, {}), (16, 10.0, {"Modality": "PT"}), (16, 10.0, {"ImagePositionPatient": None})],
+)
+def test_too_few_slices_too_low_a_stack_and_another_modality_are_no_choice(folder, num_slices, step, changes):
+    """16 slices every 9 mm are 144 mm from outer edge to outer edge, 16 every 10 mm are 160 mm."""
+    write_series(folder)
+    for number in range(num_slices):
+        elements = {"SeriesInstanceUID": "1.2.3", "SeriesNumber": 8, **changes}
+        write_slice(folder / f"b{number:02d}.dcm", number, height=step * number, **elements)
+    message = refusal(folder)
+    assert "holds 2 series (number 3: CT, 6 slices; number 8: " in message and "expected one series" in message
+
+
+def test_several_series_that_can_be_a_chest_scan_are_listed_with_what_tells_them_apart(folder):
+    for number in range(16):
+        write_slice(folder / f"a{number:02d}.dcm", number, height=10.0 * number, SliceThickness=12)
+    for number in range(32):
+        elements = {"SeriesInstanceUID": "1.2.3", "SeriesNumber": 8, "SliceThickness": 5}
+        write_slice(folder / f"b{number:02d}.dcm", number, height=5.0 * number, **elements)
+    message = refusal(folder)
+    assert (
+        "holds 2 series (number 3: CT, 16 slices every 10 mm, 12 mm thick; number 8: CT, 32 slices every 5 mm, 5 mm "
+        "thick), expected one series; pass series_number (in a bundle --series_number)"
+    ) in message
+    assert read_scan(folder, series_number=8).hu.shape[0] == 32
 
 
 # Folders that are refused

@@ -52,6 +52,31 @@ def test_padding_changes_no_loss():
     assert together.loss_before == pytest.approx((2 * alone[0] + 3 * alone[1]) / 5, rel=1e-2)
 
 
+def test_attention_in_float32_is_attention_without_autocast():
+    """Without autocast nothing changes; with it, only attention is as it is without, and afterwards all is as before."""
+    network = train(examples(), **TINY, num_steps=1).model
+    assert network.config._attn_implementation == "sdpa"
+    attention = network.model.layers[0].self_attn
+    states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    positions = network.model.rotary_emb(states, torch.arange(5)[None])
+
+    def attended(bfloat16):
+        seen = []
+        hook = attention.o_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            attention(states, position_embeddings=positions, attention_mask=None)
+        hook.remove()
+        return seen[0]
+
+    plain, in_bfloat16 = attended(False), attended(True)
+    with causal_language_model._float32_attention(network):
+        assert torch.equal(attended(False), plain)
+        assert attended(True).dtype == torch.bfloat16  # what follows is as fast as before
+        precise = attended(True)
+    assert network.config._attn_implementation == "sdpa" and torch.equal(attended(True), in_bfloat16)
+    assert (precise - plain).abs().mean() <= (in_bfloat16 - plain).abs().mean() < 0.01
+
+
 def test_the_prompt_is_no_target():
     """Rows whose prompts differ but hold the same answer: the loss does fall to nothing, prompts cannot be foreseen."""
     rows = [Answer((2, 5 + number, 12 - number), (20, 21, 1)) for number in range(8)]

@@ -49,6 +49,37 @@ def test_a_single_file_and_a_single_series(tmp_path):
     assert names(dataset) == ["2_25_1"] and dataset.cases[0].path == series and dataset.root == tmp_path
 
 
+def test_a_medium_with_a_dicom_directory(tmp_path):
+    dicom(tmp_path / "DICOMDIR")
+    dicom(tmp_path / "PAT0" / "SER0" / "IM0")
+    dataset = read_scan_folder(tmp_path)
+    assert names(dataset) == ["PAT0_SER0"] and dataset.ignored_files == 1
+
+
+def test_a_series_with_scans_below_it_keeps_the_name_of_its_folder(tmp_path):
+    dicom(tmp_path / "export" / "IM0")
+    touch(tmp_path / "export" / "b" / "ct.nii.gz")
+    dataset = read_scan_folder(tmp_path / "export")
+    assert names(dataset) == ["export", "export_b_ct"] and dataset.root == tmp_path
+
+
+def test_prepared_cases_only_where_they_are_asked_for(tmp_path):
+    for name in ("a.npz", "a.json", "b.nii.gz", "other.json"):
+        touch(tmp_path / name)
+    dataset = read_scan_folder(tmp_path, with_prepared=True)
+    assert names(dataset) == ["a", "b"] and dataset.ignored_files == 1
+    assert names(read_scan_folder(tmp_path)) == ["b"]
+
+
+def test_a_name_too_long_for_a_file_keeps_its_end_and_gets_a_hash(tmp_path):
+    folder = tmp_path.joinpath(*("1" * 64 for _ in range(3)))
+    for end in ("x", "y"):
+        touch(folder / f"{end}.nii.gz")
+    found = names(read_scan_folder(tmp_path))
+    assert all(len(name) == 160 for name in found) and len(set(found)) == 2
+    assert {name[-10] for name in found} == {"x", "y"}
+
+
 def test_colliding_names_get_a_suffix_that_does_not_depend_on_order(tmp_path):
     for name in ("a/b_c.nii.gz", "a_b/c.nii.gz", "A_b_c.nii", "other.nii.gz"):
         touch(tmp_path / name)

@@ -6,8 +6,8 @@ from torch import nn
 
 from tests.networks.tiny_localizer import DISEASES, tiny_localizer, tiny_stages
 from vlm3d_ext.networks.heads import MultiLabelClassifier
-from vlm3d_ext.networks.nets import ScanEvidence, VolumeClassifier
-from vlm3d_ext.networks.nets.scan_evidence import pool_in_plane, predicted_regions
+from vlm3d_ext.networks.nets import ScanEvidence, ThreeDVisionEncoder, VolumeClassifier
+from vlm3d_ext.networks.nets.scan_evidence import have_equal_weights, pool_in_plane, predicted_regions
 
 # --- averaging in-plane -----------------------------------------------------------------------------------------------
 
@@ -132,6 +132,32 @@ def test_the_classifier_reads_its_own_encoder(scans):
     after = network(**scans)
     torch.testing.assert_close(after.probabilities, before.probabilities, rtol=0, atol=0)
     assert not torch.allclose(after.global_features, before.global_features)
+
+
+def test_equal_encoders_are_run_once_and_say_the_same(scans, monkeypatch):
+    network = make_evidence()
+    for part in (network.classifier, network.localizer):
+        part.encoder.load_state_dict(network.encoder.state_dict())
+    use = torch.tensor([False, True])
+    apart = network.classifier(*scans.values(), use), network.localizer(scans["image"], scans["spacing_mm"])
+    runs, encode = [], ThreeDVisionEncoder.encode_tokens
+    monkeypatch.setattr(ThreeDVisionEncoder, "encode_tokens", lambda *a: runs.append(1) or encode(*a))
+    got = network(**scans, use_anatomical_mask=use)
+    assert len(runs) == 1
+    assert torch.equal(got.probabilities, apart[0]["probabilities"])
+    assert torch.equal(got.lesion_probabilities, apart[1]["probabilities"])
+    network.localizer.encoder.norm.bias.data[3] += 0.5  # as fine-tuning would
+    again = network(**scans, use_anatomical_mask=use)
+    assert len(runs) == 3
+    assert torch.equal(again.probabilities, got.probabilities)
+    assert not torch.allclose(again.lesion_probabilities, got.lesion_probabilities)
+
+
+def test_one_digit_makes_weights_unequal():
+    one, other = (tiny_stages()["encoder"] for _ in range(2))
+    assert have_equal_weights(one, other)
+    other.norm.weight.data[-1] = torch.nextafter(other.norm.weight.data[-1], torch.tensor(2.0))
+    assert not have_equal_weights(one, other)
 
 
 def test_masks_count_where_they_are_used(scans):

@@ -11,16 +11,17 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from vlm3d_ext.data.chest_check import LEAST_CHEST_EXTENT_MM, MINIMUM_SLICES
 from vlm3d_ext.data.scan import UnusableScanError
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
-__all__ = ["DicomSeries", "read_dicom_series"]
+__all__ = ["DicomSeries", "dicom_series_files", "read_dicom_series"]
 
 # Orientation and position are decimal strings of at most 16 characters; scanners round positions to 0.1 mm or finer.
 _ORIENTATION_TOLERANCE = 1e-3
@@ -44,11 +45,14 @@ class DicomSeries:
             along i.
         geometry: the grid of the series as acquired; k grows along the normal of the slices.
         notes: what was noticed and put right, in words.
+        files: (D,) the file of each slice along k, to refer back to; their names can hold identifiers, so they are for
+            reading only.
     """
 
     values: np.ndarray
     geometry: VolumeGeometry
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class _Slice:
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     pixel_spacing: tuple[float, ...]
+    slice_thickness: tuple[float, ...]
     rescale: tuple[str, str]
 
 
@@ -77,16 +82,37 @@ def read_dicom_series(folder: Path, series_number: int | None = None) -> DicomSe
 
     Args:
         folder: folder with one file per slice, in any transfer syntax that GDCM decodes.
+        series_number: DICOM SeriesNumber of the series to take, where the folder holds several; None takes the only
+            one, or the only one that can be a chest scan, with a note.
+
+    Raises:
+        UnusableScanError: if there is no image, more than one series that may be meant, another modality than CT,
+            slices that differ in size, spacing or orientation, a tilted or irregular stack, two different slices at one
+            position, or a file that cannot be decoded.
+    """
+    chosen, geometry, notes = _ordered_slices(folder, series_number)
+    return DicomSeries(_decoded(folder, chosen), geometry, notes, tuple(one.path for one in chosen))
+
+
+def dicom_series_files(folder: Path, series_number: int | None = None) -> tuple[Path, ...]:
+    """Return the files that `read_dicom_series` would read, one for each slice along k, without their pixels.
+
+    Args:
+        folder: folder with one file per slice.
         series_number: DICOM SeriesNumber of the series to take, where the folder holds several.
 
     Raises:
-        UnusableScanError: if there is no image, more than one series, another modality than CT, slices that differ in
-            size, spacing or orientation, a tilted or irregular stack, two different slices at one position, or a file
-            that cannot be decoded.
+        UnusableScanError: as `read_dicom_series`, except for pixels that cannot be decoded.
     """
+    chosen, _, _ = _ordered_slices(folder, series_number)
+    return tuple(one.path for one in chosen)
+
+
+def _ordered_slices(folder: Path, series_number: int | None) -> tuple[list[_Slice], VolumeGeometry, tuple[str, ...]]:
+    """Return the slices of the one series in the order of k, their grid, and what was noticed."""
     slices, notes = _read_headers(folder)
     slices, localizer_notes = _without_localizers(folder, slices)
-    chosen = _chosen_series(folder, slices, series_number)
+    chosen, choice_notes = _chosen_series(folder, slices, series_number)
     _check_uniform(folder, chosen)
     normal = _slice_normal(folder, chosen[0])
     chosen = sorted(chosen, key=lambda one: (float(np.dot(one.position, normal)), one.path.name))
@@ -94,7 +120,7 @@ def read_dicom_series(folder: Path, series_number: int | None = None) -> DicomSe
     if len(chosen) < 2:
         raise UnusableScanError(f"{folder}: has fewer than 2 slices, {len(chosen)}; expected a volume; leave it out.")
     geometry = _stack_geometry(folder, chosen, normal)
-    return DicomSeries(_decoded(folder, chosen), geometry, (*notes, *localizer_notes, *copy_notes))
+    return chosen, geometry, (*notes, *localizer_notes, *choice_notes, *copy_notes)
 
 
 def _read_headers(folder: Path) -> tuple[list[_Slice], tuple[str, ...]]:
@@ -168,6 +194,7 @@ def _slice_header(path: Path, reader: sitk.ImageFileReader) -> _Slice:
         position=numbers("0020|0032"),
         orientation=numbers("0020|0037"),
         pixel_spacing=numbers("0028|0030"),
+        slice_thickness=numbers("0018|0050"),
         rescale=(text("0028|1053"), text("0028|1052")),
     )
 
@@ -188,19 +215,36 @@ def _without_localizers(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice
     return kept, ((f"{num_localizers} localizer images skipped",) if num_localizers else ())
 
 
-def _chosen_series(folder: Path, slices: list[_Slice], series_number: int | None) -> list[_Slice]:
+def _chosen_series(
+    folder: Path, slices: list[_Slice], series_number: int | None
+) -> tuple[list[_Slice], tuple[str, ...]]:
+    """Return the one series to read, and how it was chosen where there was a choice.
+
+    Of several, the only one that can be a chest scan is taken: thin and thick reconstructions of one scan are for the
+    user to choose from, but a scout in a series of its own, a dose report or a bolus track need no question.
+    """
     by_series: dict[str, list[_Slice]] = defaultdict(list)
     for one in slices:
         by_series[one.series].append(one)
     groups = list(by_series.values())
+    notes: tuple[str, ...] = ()
     if series_number is not None:
         groups = [group for group in groups if group[0].series_number == str(series_number)]
+    elif len(groups) > 1:
+        candidates = [group for group in groups if _can_be_a_chest_scan(group)]
+        if len(candidates) == 1:
+            left_out = sorted(_series_description(group) for group in groups if group is not candidates[0])
+            notes = (
+                f"of {len(groups)} series the only one that can be a chest scan was taken, "
+                f"{_series_description(candidates[0])}; left out: {'; '.join(left_out)}",
+            )
+            groups = candidates
     if len(groups) != 1:
         found = "; ".join(sorted(map(_series_description, by_series.values())))
         wanted = "one series" if series_number is None else f"one series with number {series_number}"
         raise UnusableScanError(
             f"{folder}: holds {len(by_series)} series ({found}), expected {wanted}; "
-            "pass series_number, or put each series into its own folder."
+            "pass series_number (in a bundle --series_number), or put each series into its own folder."
         )
     group = groups[0]
     modalities = sorted({one.modality for one in group})
@@ -208,11 +252,37 @@ def _chosen_series(folder: Path, slices: list[_Slice], series_number: int | None
         raise UnusableScanError(
             f"{folder}: modality is {', '.join(modalities)}, expected CT; pass the folder of a CT series."
         )
-    return group
+    return group, notes
 
 
 def _series_description(group: list[_Slice]) -> str:
-    return f"number {group[0].series_number}: {group[0].modality}, {len(group)} slices"
+    text = f"number {group[0].series_number}: {group[0].modality}, {len(group)} slices"
+    if not _can_be_a_chest_scan(group):
+        return text
+    heights = _heights_mm(group)
+    thickness = group[0].slice_thickness
+    spacing = (heights[-1] - heights[0]) / (len(heights) - 1)
+    return f"{text} every {spacing:.3g} mm" + (f", {thickness[0]:.3g} mm thick" if thickness else "")
+
+
+def _can_be_a_chest_scan(group: list[_Slice]) -> bool:
+    """Whether a series is CT, with slices enough and high enough."""
+    if {one.modality for one in group} != {"CT"}:
+        return False
+    heights = _heights_mm(group)
+    if len(heights) < MINIMUM_SLICES:
+        return False
+    # From outer edge to outer edge: the slices at both ends reach half a step further than their centres.
+    return float(heights[-1] - heights[0]) * len(heights) / (len(heights) - 1) >= LEAST_CHEST_EXTENT_MM
+
+
+def _heights_mm(group: list[_Slice]) -> np.ndarray:
+    """Return the different heights of slices along their normal, ascending; none where a header does not say."""
+    if any(len(one.position) != 3 or len(one.orientation) != 6 for one in group):
+        return np.empty(0)
+    normal = np.cross(group[0].orientation[:3], group[0].orientation[3:])
+    heights = np.array([one.position for one in group]) @ normal
+    return np.unique(np.round(heights, 2)) if np.isfinite(heights).all() else np.empty(0)
 
 
 def _check_uniform(folder: Path, slices: list[_Slice]) -> None:

@@ -22,8 +22,8 @@ def collate_padded(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     transform before it, and left out where nothing was: masked attention is slower. Crops have one size already.
 
     Args:
-        samples: each with ``image`` (C, d, h, w), and maybe ``anatomical_mask`` (d, h, w) and ``target``, (L, d, h, w) or
-            crops (K, L, ...).
+        samples: each with ``image`` (C, d, h, w), and maybe ``anatomical_mask`` (d, h, w) and ``target``, (L, d, h, w)
+            or crops (K, L, ...).
     """
     sizes = [tuple(sample["image"].shape[1:]) for sample in samples]
     largest = tuple(max(size[axis] for size in sizes) for axis in range(3))

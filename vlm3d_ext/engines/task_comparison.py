@@ -59,8 +59,8 @@ class ComparedFigure:
 
     @property
     def verdict(self) -> str:
-        """ "worse" or "better" where the joint figure lies outside the single-task interval, "equal" inside it, "" where
-        that cannot be said."""
+        """Where the joint figure lies: "worse" or "better" than the whole single-task interval, "equal" inside it, ""
+        where that cannot be said."""
         if self.joint is None or self.single_low is None or self.single_high is None:
             return ""
         if self.joint < self.single_low:

@@ -21,6 +21,7 @@ from .report_evaluation import ReportEvaluationWriter
 from .report_writer import ReportWriter
 from .representation_probes import RepresentationProbes
 from .resumable_checkpoint import ResumableCheckpoint
+from .scan_result_writer import ScanResultWriter
 from .seeding import IterationSeed
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "ReportWriter",
     "RepresentationProbes",
     "ResumableCheckpoint",
+    "ScanResultWriter",
 ]

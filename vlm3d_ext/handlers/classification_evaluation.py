@@ -78,11 +78,12 @@ class ClassificationEvaluation:
         state: Any = engine.state
         batch = state.batch
         for output, guided, counts in classification_ways(state.output["pred"], batch):
-            self._volume_ids += [name for name, kept in zip(batch["volume_id"], counts.tolist(), strict=True) if kept]
+            kept = counts.numpy()
+            self._volume_ids += [name for name, keep in zip(batch["volume_id"], kept, strict=True) if keep]
             for name in ("probabilities", "logits"):
-                self._rows[name].append(output[name].double().cpu().numpy()[counts])
-            self._rows["labels"].append(batch["labels"][counts].double().numpy())
-            self._rows["guided"].append(guided[counts].numpy())
+                self._rows[name].append(output[name].double().cpu().numpy()[kept])
+            self._rows["labels"].append(batch["labels"].double().numpy()[kept])
+            self._rows["guided"].append(guided.numpy()[kept])
 
     def __call__(self, engine: Engine) -> None:
         """Measure, write, print, and add to ``engine.state.metrics``."""

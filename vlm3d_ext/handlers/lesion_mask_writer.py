@@ -39,8 +39,9 @@ class LesionMaskWriter:
         self.montages = montages
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns ``probabilities`` (B, diseases, D, H, W) on the prepared grid, or
-        what `VLM3DMultiTask` does, without decollation; its batches hold "volume_id" and "geometry", the paths of the sidecars."""
+        """Attach to an evaluator whose network returns ``probabilities`` (B, diseases, D, H, W) on the prepared grid,
+        or what `VLM3DMultiTask` does, without decollation; its batches hold "volume_id" and "geometry", the paths of
+        the sidecars."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -99,8 +99,8 @@ class LocalizationEvaluation:
         self.baseline_thresholds = baseline_thresholds
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns ``probabilities`` (B, diseases, D, H, W), or what `VLM3DMultiTask`
-        does, without decollation.
+        """Attach to an evaluator whose network returns ``probabilities`` (B, diseases, D, H, W), or what
+        `VLM3DMultiTask` does, without decollation.
 
         Raises:
             ValueError: on several ranks, each of which would report its share as the whole.

@@ -57,8 +57,8 @@ class MultiTaskInitialization:
         """Load; see `load`."""
         self.load(engine.logger)
 
-    def check_files(self) -> None:
-        """Refuse a missing checkpoint at once.
+    def check_file(self) -> None:
+        """Refuse a missing file at once.
 
         Raises:
             FileNotFoundError: if there is one.

@@ -41,8 +41,8 @@ class ReportWriter:
         self.metadata = dict(metadata or {})
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose network returns `GeneratedTexts`, one for each case, or what `VLM3DMultiTask` does,
-        without decollation."""
+        """Attach to an evaluator whose network returns `GeneratedTexts`, one for each case, or what `VLM3DMultiTask`
+        does, without decollation."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

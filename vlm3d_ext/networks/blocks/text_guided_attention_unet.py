@@ -22,6 +22,18 @@ def _triple(numbers: Sequence[int]) -> tuple[int, int, int]:
     return depth, height, width
 
 
+def _interpolated(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return (B, C, D, H, W) interpolated to another size.
+
+    On the processor, with the channels last in memory: it then takes several voxels' channels at a time, which is three
+    times as fast for the same numbers but for their rounding.
+    """
+    if x.device.type != "cpu":
+        return interpolate(x, size=_triple(size), mode="trilinear")
+    fine = interpolate(x.contiguous(memory_format=torch.channels_last_3d), size=_triple(size), mode="trilinear")
+    return fine.contiguous()
+
+
 class _Convolution(nn.Sequential):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Sequence[int], stride: Sequence[int] = (1, 1, 1)
@@ -80,7 +92,7 @@ class TextAttentionGate(nn.Module):
         heard = torch.einsum("bkdhw,bkc->bcdhw", share.softmax(1), value)
         hidden = leaky_relu(self.skip(skip) + self.gate(gate) + heard, 0.01)
         coefficients = 2 * self.coefficients(hidden).sigmoid()
-        return skip * interpolate(coefficients, size=skip.shape[2:], mode="trilinear")
+        return skip * _interpolated(coefficients, skip.shape[2:])
 
 
 class TextGuidedHead(nn.Module):
@@ -229,6 +241,6 @@ class TextGuidedAttentionUNet(nn.Module):
             skips.append(x)
         for level in reversed(range(len(self.up))):
             skip = self.gates[level](skips[level], x, trunk_texts)
-            x = interpolate(self.up[level](x), size=skip.shape[2:], mode="trilinear")
+            x = _interpolated(self.up[level](x), skip.shape[2:])
             x = self.merge[level](torch.cat([skip, x], dim=1))
         return self.head(x, texts)[:, :, : size[0], : size[1], : size[2]]

@@ -82,8 +82,8 @@ class VLM3DMultiTask(nn.Module):
             spacing_mm: (B, 3) [z, y, x]; None assumes the encoder's `reference_spacing_mm`.
             use_anatomical_mask: (B,) bool; None uses every mask given.
             valid_size: (B, 3) voxels of each volume before it was padded to the batch's size, or None.
-            has_anatomical_mask: (B,) bool; where given, scans are also classified with the masks that there are, whatever
-                `use_anatomical_mask` says.
+            has_anatomical_mask: (B,) bool; where given, scans are also classified with the masks that there are,
+                whatever `use_anatomical_mask` says.
             report: B reports, of which ``loss`` and ``logits`` are wanted.
             generate: whether to write reports.
 
@@ -95,7 +95,8 @@ class VLM3DMultiTask(nn.Module):
               ``generated_text``, B texts, and ``generated``, the `GeneratedTexts`; with `report` ``loss``, the mean
               over cases of the mean cross-entropy of a token in nats, and ``logits`` (B, T, vocabulary).
             - ``vision_features``: ``global`` (B, V), ``local`` (B, N, V), ``region`` (B, R, V).
-            - ``evidence``: ``findings`` and ``lesions`` of each scan as `EvidenceInWords` has them.
+            - ``evidence``: ``findings`` and ``lesions`` of each scan as `EvidenceInWords` has them, and ``regions``
+              (B, d, h, w), uint8.
         """
         tokens = self.encoder.encode_tokens(image, spacing_mm, valid_size)
         features = self.encoder.gather_regions(tokens, image, anatomical_mask, use_anatomical_mask)
@@ -131,7 +132,7 @@ class VLM3DMultiTask(nn.Module):
                 "local": features.local_features,
                 "region": features.region_features,
             },
-            "evidence": named,
+            "evidence": {**named, "regions": regions},
         }
 
     def classify(self, features: VisionFeatures) -> dict[str, Tensor]:

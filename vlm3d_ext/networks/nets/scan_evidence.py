@@ -16,10 +16,17 @@ from torch.nn.functional import avg_pool3d
 from ..blocks import DenoisingTransformer, TextEmbedder, TextGuidedAttentionUNet
 from ..heads import MultiLabelClassifier
 from .lesion_localization import LesionLocalizationModule
-from .three_d_vision_encoder import ThreeDVisionEncoder
+from .three_d_vision_encoder import ThreeDVisionEncoder, TokenFeatures
 from .volume_classifier import VolumeClassifier
 
-__all__ = ["Evidence", "ScanEvidence", "pool_in_plane", "predicted_regions", "scan_evidence_network"]
+__all__ = [
+    "Evidence",
+    "ScanEvidence",
+    "have_equal_weights",
+    "pool_in_plane",
+    "predicted_regions",
+    "scan_evidence_network",
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,12 @@ class Evidence:
     predictions: Tensor
     lesion_probabilities: Tensor | None
     regions: Tensor
+
+
+def have_equal_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules of one architecture hold the same weights to the last digit."""
+    others = other.state_dict()
+    return all(torch.equal(weight, others[name]) for name, weight in one.state_dict().items())
 
 
 def pool_in_plane(local_features: Tensor, size: int) -> Tensor:
@@ -81,6 +94,9 @@ def predicted_regions(bin_region_logits: Tensor, image: Tensor, patch_size: tupl
 
 class ScanEvidence(nn.Module):
     """Runs the three networks of the upstream bundles, frozen.
+
+    Each has an encoder in its checkpoint. Where a head was trained on the frozen encoder, the two are the same, and the
+    encoder is run once for both; weights are compared at each call, which takes a small part of what a run would.
 
     Args:
         encoder: the vision encoder.
@@ -124,9 +140,13 @@ class ScanEvidence(nn.Module):
             spacing_mm: (B, 3) [z, y, x], or None.
             use_anatomical_mask: (B,) bool; None uses every mask given.
         """
-        arguments = (image, anatomical_mask, spacing_mm, use_anatomical_mask)
-        features = self.encoder(*arguments)
-        found = self.classifier(*arguments)
+        tokens = self.encoder.encode_tokens(image, spacing_mm)
+        features = self.encoder.gather_regions(tokens, image, anatomical_mask, use_anatomical_mask)
+        if have_equal_weights(self.classifier.encoder, self.encoder):
+            summary = torch.cat([features.global_features[:, None], features.region_features], dim=1)
+            found = self.classifier.classifier(summary)
+        else:
+            found = self.classifier(image, anatomical_mask, spacing_mm, use_anatomical_mask)
         grid = [-(-n // p) for n, p in zip(image.shape[2:], self.encoder.patch_size, strict=True)]
         regions = predicted_regions(features.bin_region_logits, image, self.encoder.patch_size)
         if anatomical_mask is not None:
@@ -139,9 +159,17 @@ class ScanEvidence(nn.Module):
             pool_in_plane(features.local_features.unflatten(1, grid), self.pooling),
             found["probabilities"],
             found["predictions"].bool(),
-            None if self.localizer is None else self.localizer(image, spacing_mm)["probabilities"],
+            self._lesion_probabilities(image, spacing_mm, tokens),
             regions,
         )
+
+    def _lesion_probabilities(self, image: Tensor, spacing_mm: Tensor | None, tokens: TokenFeatures) -> Tensor | None:
+        if self.localizer is None:
+            return None
+        if not have_equal_weights(self.localizer.encoder, self.encoder):
+            return self.localizer(image, spacing_mm)["probabilities"]
+        local = self.localizer.local_features_of_tokens(tokens, image)
+        return self.localizer.draw_from_tokens(image, local)[0].float().sigmoid()
 
 
 def scan_evidence_network(
