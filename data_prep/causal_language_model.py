@@ -257,7 +257,7 @@ def _float32_attention(network: Any) -> Iterator[None]:
             attended, weights = sdpa_attention_forward(
                 module, query.float(), key.float(), value.float(), *rest, **options
             )
-        return attended.to(query.dtype), weights
+        return attended.to(value.dtype), weights
 
     name, before = "sdpa_in_float32", network.config._attn_implementation
     AttentionInterface.register(name, attention)

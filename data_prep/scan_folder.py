@@ -38,6 +38,7 @@ def read_scan_folder(
     num_labels: int = 0,
     skip: Iterable[Path] = (),
     with_prepared: bool = False,
+    taken_ids: Iterable[str] = (),
 ) -> RawDataset:
     """Find the scans of a folder; opens no volume.
 
@@ -57,6 +58,7 @@ def read_scan_folder(
         skip: folders that hold no scans (masks, the output).
         with_prepared: take ``.npz`` files for scans, too, as cases that are prepared already, with the ``.json`` of
             the same name as their sidecar.
+        taken_ids: volume ids that no scan may have; one whose path gives such an id gets a hash as a suffix, too.
 
     Raises:
         LayoutError: if there is no scan.
@@ -83,7 +85,7 @@ def read_scan_folder(
         else dict.fromkeys(patients.values(), split)
     )
     cases = []
-    for path, volume_id in _volume_ids(parts_of, root).items():
+    for path, volume_id in _volume_ids(parts_of, root, taken_ids).items():
         patient_id = patients[path]
         cases.append(
             RawCase(
@@ -153,16 +155,17 @@ def _patients(parts_of: dict[Path, tuple[str, ...]]) -> dict[Path, str]:
     }
 
 
-def _volume_ids(parts_of: dict[Path, tuple[str, ...]], root: Path) -> dict[Path, str]:
+def _volume_ids(parts_of: dict[Path, tuple[str, ...]], root: Path, taken_ids: Iterable[str]) -> dict[Path, str]:
+    taken = {name.lower() for name in taken_ids}
     by_name: dict[str, list[Path]] = defaultdict(list)
     for path, parts in parts_of.items():
         # Two names that differ in case only are one file on some systems.
         by_name["_".join(parts).lower()].append(path)
     ids = {}
-    for group in by_name.values():
+    for key, group in by_name.items():
         for path in group:
             name = "_".join(parts_of[path])
-            if len(group) > 1 or len(name) > _LONGEST_ID:
+            if len(group) > 1 or key in taken or len(name) > _LONGEST_ID:
                 digest = hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest()[:8]
                 # The end of a path tells scans apart, its beginning is what they share.
                 name = f"{name[-(_LONGEST_ID - 9) :].lstrip('_-')}_{digest}"

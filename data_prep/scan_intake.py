@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 LOG_NAME = "intake_log.json"
 
+# What the bundles call the index of a folder of results; a scan's result of that name would take its place.
+_NAMES_OF_INDEXES = ("classification", "localization", "multitask", "report_generation")
 _DEFAULT_LABEL_SET = "ct_rate_18"
 _NUM_SHOWN = 10  # of refusals and notes in the log of the run; intake_log.json has all
 # Reasons are written for the command that prepares training data; here there are no options of that kind.
@@ -155,6 +157,7 @@ class ScanIntake:
                 num_labels=self.label_set.num_findings,
                 skip=[self.output_dir],
                 with_prepared=True,
+                taken_ids=_NAMES_OF_INDEXES,
             )
         except LayoutError:
             num_files = sum(len(names) for _, _, names in walk_readable(source, ".", []))

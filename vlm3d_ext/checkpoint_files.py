@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -99,8 +100,11 @@ def read_checkpoint(path: str | os.PathLike, *, hint: str = "") -> dict[str, Any
         raise CheckpointError(
             f"{path} holds more than tensors and plain types; it was not opened, because that could run code.{tail}"
         ) from error
-    except OSError:
-        raise
+    except OSError as error:
+        # the reader of files older than the zip format jumps to places that a damaged file names
+        if error.errno != errno.EINVAL:
+            raise
+        raise CheckpointError(f"{path} is no readable checkpoint, perhaps cut short ({error.strerror}).{tail}") from error
     except Exception as error:  # on damaged bytes the reader fails in any way there is, IndexError among them
         reason = (str(error) or type(error).__name__).split("\n")[0]
         raise CheckpointError(f"{path} is no readable checkpoint, perhaps cut short ({reason}).{tail}") from error

@@ -72,6 +72,18 @@ TINY_REPORT_TRAINING = {
     "learning_rate": 1e-2,
     "adapter_learning_rate": 1e-2,
 }
+TINY_JOINT_TRAINING = {
+    "batch_size": 2,
+    "global_batch_size": 2,
+    "epochs": 2,
+    "validation_interval": 1,
+    "save_interval": 1,
+    "warmup_epochs": 1,
+    "crop_size": [4, 8, 8],
+    "learning_rate": 1e-3,
+    "vision_learning_rate": 1e-3,
+    "adapter_learning_rate": 1e-3,
+}
 
 
 def config_files(*names: str, root: Path = BUNDLES) -> list[str]:

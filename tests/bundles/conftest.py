@@ -7,6 +7,7 @@ from monai.bundle import run
 
 from tests.bundles.bundle_runs import (
     TINY_CLASSIFIER,
+    TINY_JOINT_TRAINING,
     TINY_LOCALIZER,
     TINY_NETWORK,
     TINY_REPORT_TRAINING,
@@ -221,3 +222,49 @@ def report_run(lesion_encoder_run, report_options) -> Path:
     del options["bundles_dir"]
     run(config_file=config_files("report_generation/train"), **options)
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def multitask_options(report_options, report_run, disease_text_model) -> Callable[..., dict]:
+    """Options of a tiny joint training, its evaluation and its inference, in a run folder."""
+
+    def options(run_dir: Path, **further) -> dict:
+        return {
+            **report_options(run_dir),
+            **TINY_JOINT_TRAINING,
+            "text_model": str(disease_text_model),
+            **further,
+        }
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def multitask_run(lesion_encoder_run, multitask_options) -> Path:
+    """Run folder of a tiny joint network, beside those of the four bundles that it begins from."""
+    run_dir = lesion_encoder_run.parent / "multitask"
+    options = multitask_options(run_dir)
+    del options["bundles_dir"]
+    run(config_file=config_files("multitask/train"), **options)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def single_task_evaluations(
+    report_options, report_run, localizer_options, localization_run, lesion_classification_run, disease_text_model,
+    prepared_lesions, tmp_path_factory,
+) -> dict[str, str]:
+    """Folders of short evaluations of the three bundles that the joint network is compared with."""
+    folder = tmp_path_factory.mktemp("single_task_evaluations")
+    folders = {name: str(folder / name) for name in ("classification", "localization", "report_generation")}
+    classifier = {**TINY_TRAINING, **TINY_CLASSIFIER, "run_dir": str(lesion_classification_run)}
+    data = {"dataset_dir": str(prepared_lesions), "text_model": str(disease_text_model)}
+    options = {
+        "classification": {**classifier, **data},
+        "localization": {**localizer_options(localization_run), "num_montages": 0},
+        "report_generation": report_options(report_run),
+    }
+    for name, output_dir in folders.items():
+        files = config_files(f"{name}/train", f"{name}/evaluate")
+        run(config_file=files, **options[name], output_dir=output_dir, num_resamples=5)
+    return folders

@@ -129,6 +129,43 @@ def test_pooled_features_leave_out_what_only_fills_up(network):
     assert mask.all()
 
 
+# --- findings that two heads judge ------------------------------------------------------------------------------------
+
+
+def test_a_drawn_finding_is_judged_by_both_heads_once_it_is_fused(language_model, scans):
+    network = tiny_multitask(language_model)
+    names, diseases = network.classification.classifier.label_set.names, network.localization.disease_set.names
+    drawn = {names[finding]: diseases[disease] for finding, disease in network.drawn_findings.items()}
+    # ground-glass opacity is no finding of this label set
+    assert drawn == {name: name for name in diseases if name != "Ground-glass opacity"}
+    arguments = {"spacing_mm": scans["spacing_mm"], "generate": False}
+    finding = names.index("Consolidation")
+    with torch.no_grad():
+        before = network(scans["image"], **arguments)
+        network.fuse(finding, 0.5, 2.0, -1.0)
+        network.classification.classifier.thresholds[finding] = 0.9
+        after = network(scans["image"], **arguments)
+    peak = before["localization"]["consolidation"].flatten(1).amax(1).logit()
+    expected = 0.5 * before["classification"]["logits"][:, finding] + 2.0 * peak - 1.0
+    torch.testing.assert_close(after["classification"]["logits"][:, finding], expected)
+    torch.testing.assert_close(after["classification"]["probabilities"][:, finding], expected.sigmoid())
+    assert torch.equal(after["classification"]["predictions"][:, finding].bool(), expected.sigmoid() >= 0.9)
+    others = [index for index in range(FINDINGS) if index != finding]
+    for name, value in before["classification"].items():
+        assert torch.equal(after["classification"][name][:, others], value[:, others])
+    found = [of["Consolidation"]["probability"] for of in after["evidence"]["findings"]]
+    assert found == pytest.approx(expected.sigmoid().tolist())
+
+    restored = tiny_multitask(language_model)
+    restored.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        again = restored(scans["image"], **arguments)
+        network.forget_fusion()
+        forgotten = network(scans["image"], **arguments)
+    assert torch.equal(again["classification"]["logits"], after["classification"]["logits"])
+    assert torch.equal(forgotten["classification"]["logits"], before["classification"]["logits"])
+
+
 # --- one encoder ------------------------------------------------------------------------------------------------------
 
 

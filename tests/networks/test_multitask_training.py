@@ -125,7 +125,11 @@ def test_validation_looks_at_each_case_without_and_with_its_mask(folders):
         )
         unguided = training.network(batch["image"], spacing_mm=batch["spacing_mm"], generate=False)
     logits, labels = output["classification"]["logits"], output["classification"]["labels"]
-    assert logits.shape == labels.shape == (2, 2, 18)
+    assert logits.shape == labels.shape == (2, 2, 18 + 5)
+    peaks = torch.stack([mask.flatten(1).amax(1) for mask in unguided["localization"].values()], dim=1)
+    torch.testing.assert_close(logits[:, 0, 18:].sigmoid(), peaks)
+    assert torch.equal(logits[:, 0, 18:], logits[:, 1, 18:]) and labels[..., 18:].isnan().all()
+    logits, labels = logits[..., :18], labels[..., :18]
     torch.testing.assert_close(logits[:, 0], unguided["classification"]["logits"])
     torch.testing.assert_close(logits[0, 1], guided["classification"]["logits"][0])
     assert torch.equal(labels[:, 0], batch["labels"]) and torch.equal(labels[0, 1], batch["labels"][0])

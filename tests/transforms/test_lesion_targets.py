@@ -316,3 +316,20 @@ def test_the_chain_gives_what_training_and_validation_take(tmp_path):
     target = whole(again[0])["target"]
     nodule = load_disease_set().index("lung_nodule")
     assert (target[nodule] == 1).sum() == 1 and (target[torch.arange(5) != nodule] == UNKNOWN).all()
+
+
+def test_samples_from_memory_are_those_from_files(tmp_path):
+    cases = prepared_cases(tmp_path).balanced("training", samples_per_disease=4)
+    chains = [localization_transforms("chest_ct_5", CROP, PATCH, intensity_augmentation=0.1) for _ in range(2)]
+    plain, kept = SeededDataset(cases, chains[0]), SeededDataset(cases, chains[1], cache_mib=1)
+    expected = [[plain[EpochIndex(epoch, index)] for index in range(len(cases))] for epoch in range(2)]
+    for epoch in range(2):
+        for index, want in enumerate(expected[epoch]):
+            got = kept[EpochIndex(epoch, index)]
+            assert got.keys() == want.keys()
+            for name, value in want.items():
+                assert torch.equal(got[name], value) if torch.is_tensor(value) else got[name] == value, name
+    files = kept.transform.transforms[0].kept_files
+    masks = {path for case in cases for path in case["lesion_masks"].values()}
+    assert set(files._kept) == masks | {case["image"] for case in cases}
+    assert 0 < files.num_bytes < len(files._kept) * 25_000

@@ -124,6 +124,8 @@ def _ordered_slices(folder: Path, series_number: int | None) -> tuple[list[_Slic
 
 
 def _read_headers(folder: Path) -> tuple[list[_Slice], tuple[str, ...]]:
+    if not folder.is_dir():
+        raise UnusableScanError(f"{folder}: no such folder, expected one with the slices of a series; check the path.")
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     slices, num_without_image = [], 0
     # GDCM warns on stderr about odd tags, and may quote their values, which can be a patient's.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from vlm3d_ext.data.atomic_files import write_bytes
 from vlm3d_ext.data.scan import UnusableScanError
 
 __all__ = ["SourceSeries", "check_long_string", "derived_uid", "read_source_series", "write_dicom_object"]
+
+# It names the instances that it copies from, one line for each slice and module, and a log may go where the archive's
+# UIDs must not.
+logging.getLogger("highdicom").setLevel(logging.WARNING)
 
 _NEEDED = ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _TECHNICAL = (

@@ -12,6 +12,7 @@ from .lineage import LineageHandler
 from .localization_evaluation import LocalizationEvaluation
 from .loss_history import LossHistory
 from .mlflow_tracker import MLflowTracker
+from .multitask_calibration import MultiTaskCalibrator
 from .multitask_initialization import MultiTaskInitialization
 from .out_of_memory_advice import OutOfMemoryAdvice
 from .prediction_writer import PredictionWriter
@@ -40,6 +41,7 @@ __all__ = [
     "LocalizationEvaluation",
     "LossHistory",
     "MLflowTracker",
+    "MultiTaskCalibrator",
     "MultiTaskInitialization",
     "OutOfMemoryAdvice",
     "PredictionWriter",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
 from ..metrics import MultiLabelScores, fit_calibration
 from ..networks.heads import MultiLabelClassifier
 
-__all__ = ["ClassifierCalibrator"]
+__all__ = ["ClassifierCalibrator", "calibrate"]
 
 
 class ClassifierCalibrator:
@@ -31,9 +32,14 @@ class ClassifierCalibrator:
 
     def __call__(self, engine: Engine) -> None:
         """Fit and store."""
-        calibration = fit_calibration(self.scores.logits, self.scores.labels)
-        self.classifier.temperature.fill_(calibration.temperature)
-        self.classifier.offsets.copy_(torch.from_numpy(calibration.offsets))
-        # in float32 a threshold just below 1 would become 1, which nothing can reach or be rescaled to
-        thresholds = torch.from_numpy(calibration.thresholds).clamp(max=1 - torch.finfo(torch.float32).eps)
-        self.classifier.thresholds.copy_(thresholds)
+        calibrate(self.classifier, self.scores.logits, self.scores.labels)
+
+
+def calibrate(classifier: MultiLabelClassifier, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Fit and store temperature, offsets and thresholds; both arrays are (N, L), labels 1, 0 or NaN."""
+    calibration = fit_calibration(logits, labels)
+    classifier.temperature.fill_(calibration.temperature)
+    classifier.offsets.copy_(torch.from_numpy(calibration.offsets))
+    # in float32 a threshold just below 1 would become 1, which nothing can reach or be rescaled to
+    thresholds = torch.from_numpy(calibration.thresholds).clamp(max=1 - torch.finfo(torch.float32).eps)
+    classifier.thresholds.copy_(thresholds)

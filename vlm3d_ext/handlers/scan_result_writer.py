@@ -12,7 +12,6 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from ..checkpoint_files import file_sha256
-from ..data.anatomical_regions import region_by_name
 from ..data.case_manifest import CaseManifest
 from ..data.dicom_report import write_dicom_report
 from ..data.dicom_segmentation import write_dicom_segmentation
@@ -20,6 +19,7 @@ from ..data.dicom_series import dicom_series_files
 from ..data.localization_store import LocalizationStore
 from ..data.prediction_store import PredictionStore
 from ..data.prepared_case import read_sidecar
+from ..data.region_position import position_of_regions, regions_in_scan
 from ..data.report_store import ReportStore
 from ..data.scan import UnusableScanError
 from ..data.scan_reader import read_mask
@@ -87,7 +87,16 @@ class ScanResultWriter:
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose network is a `VLM3DMultiTask`, without decollation; its batches hold "volume_id"
         and "geometry", the paths of the sidecars."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._forget)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _forget(self, engine: Engine) -> None:
+        """Remove what an earlier run left of scans that have changed since, before anything of them is replaced."""
+        state: Any = engine.state
+        for volume_id in state.batch["volume_id"]:
+            self.store.forget(volume_id)
+            for name in (_page_name(volume_id), *_dicom_names(volume_id).values()):
+                (self.output_dir / name).unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         """Write what there is to each scan of the batch."""
@@ -107,6 +116,7 @@ class ScanResultWriter:
         """
         sidecar = read_sidecar(sidecar_path)
         source_geometry = VolumeGeometry.from_dict(sidecar["source_geometry"])
+        prepared_geometry = VolumeGeometry.from_dict(sidecar["prepared_geometry"])
         # masks as they stand in the files, axes as a reader's canonical order has them
         masks = {
             disease: read_mask(self.localizations.mask_path(disease, volume_id))[0].astype(bool)
@@ -114,7 +124,7 @@ class ScanResultWriter:
         }
         notes = list(sidecar.get("notes", ()))
         files = {
-            "page": f"pages/{volume_id}.html",
+            "page": _page_name(volume_id),
             "findings": f"classification/{volume_id}.json",
             "lesions": f"localization/{volume_id}.json",
             "report": f"report_generation/{volume_id}.txt",
@@ -136,7 +146,9 @@ class ScanResultWriter:
                 geometry=picture.geometry,
                 masks=masks,
                 diseases=dict(zip(self.disease_set.keys, self.disease_set.names, strict=True)),
-                findings=self._findings(volume_id, regions, VolumeGeometry.from_dict(sidecar["prepared_geometry"])),
+                findings=self._findings(
+                    volume_id, regions_in_scan(regions, prepared_geometry, source_geometry), prepared_geometry
+                ),
                 lesions={key: of["lesions"] for key, of in self.localizations.read(volume_id).items()},
                 report=self.reports.read(volume_id),
                 lineage=lineage,
@@ -149,6 +161,7 @@ class ScanResultWriter:
             {
                 "source": sidecar["source"],
                 "source_format": sidecar["source_format"],
+                "input_digest": sidecar["input_digest"],
                 "content_sha256": sidecar["content_sha256"],
                 "files": files,
                 "notes": notes,
@@ -169,7 +182,7 @@ class ScanResultWriter:
         were emptied can be read, but not be referred to."""
         names = dict(zip(self.disease_set.keys, self.disease_set.names, strict=True))
         own_axes = {key: np.ascontiguousarray(source_geometry.from_canonical(mask)) for key, mask in masks.items()}
-        files = {kind: f"{kind}/{volume_id}.dcm" for kind in ("dicom_seg", "dicom_sr")}
+        files = _dicom_names(volume_id)
         written: dict[str, str] = {}
         try:
             series_files = dicom_series_files(source, self.series_number)
@@ -209,8 +222,8 @@ class ScanResultWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _findings(self, volume_id: str, regions: np.ndarray, prepared_geometry: VolumeGeometry) -> list[dict[str, Any]]:
-        """Return the findings with the place of their largest lesion, or of their largest region."""
+    def _findings(self, volume_id: str, regions: np.ndarray, geometry: VolumeGeometry) -> list[dict[str, Any]]:
+        """Return the findings with the place of their largest lesion, or of their largest region on its grid."""
         disease_of = dict(zip(self.disease_set.names, self.disease_set.keys, strict=True))
         regions_of = {finding.name: finding.regions for finding in self.label_set.findings}
         lesions = self.localizations.read(volume_id)
@@ -222,22 +235,16 @@ class ScanResultWriter:
                 largest = max(lesions[disease]["lesions"], key=lambda lesion: lesion["volume_ml"])
                 place = {"position_mm": largest["centroid_mm"], "position_of": "lesion"}
             else:
-                centre = _centre_of_regions(regions, regions_of.get(name, ()), prepared_geometry)
-                if centre is not None:
-                    place = {"position_mm": centre, "position_of": "region"}
+                position = position_of_regions(regions, regions_of.get(name, ()), geometry)
+                if position is not None:
+                    place = {"position_mm": position, "position_of": "region"}
             findings.append({"name": name, **values, "disease": disease, **place})
         return findings
 
 
-def _centre_of_regions(regions: np.ndarray, names: tuple[str, ...], geometry: VolumeGeometry) -> list[float] | None:
-    """Return the centre `[x, y, z]` (LPS, mm) of the largest of some regions; None where there is none of them."""
-    inside = regions[tuple(slice(0, size) for size in geometry.shape)]
-    indices = [region_by_name(name).index for name in names]
-    counts = np.bincount(inside.ravel(), minlength=max(indices, default=0) + 1)
-    largest = max(indices, key=lambda index: counts[index], default=None)
-    if largest is None or not counts[largest]:
-        return None
-    voxels = np.argwhere(inside == largest)
-    # a voxel of the region, so that the place lies in it even where its shape is a shell
-    nearest = voxels[np.linalg.norm(voxels - voxels.mean(0), axis=1).argmin()]
-    return geometry.positions_lps(nearest[None])[0].tolist()
+def _page_name(volume_id: str) -> str:
+    return f"pages/{volume_id}.html"
+
+
+def _dicom_names(volume_id: str) -> dict[str, str]:
+    return {kind: f"{kind}/{volume_id}.dcm" for kind in ("dicom_seg", "dicom_sr")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import scipy.ndimage
 import torch
 from monai.transforms import Randomizable, Transform
 
+from ..data.kept_files import ReadsFiles
 from ..data.lesion_cases import UNKNOWN
 from ..data.prepared_case import PreparedCaseError
 from ..data.scan_reader import read_mask
@@ -18,7 +20,7 @@ from ..text.disease_set import DiseaseSet
 __all__ = ["LoadLesionTargetsd", "RandLesionCropsd"]
 
 
-class LoadLesionTargetsd(Transform):
+class LoadLesionTargetsd(ReadsFiles, Transform):
     """Reads the lesion masks of a case on its prepared grid: adds ``target`` (L, D, H, W) uint8.
 
     1 is lesion, 0 is none, 255 is unknown. A disease without a mask, or with an empty one, is 0 everywhere if the label
@@ -59,22 +61,27 @@ class LoadLesionTargetsd(Transform):
         data["target"] = torch.from_numpy(target)
         return data
 
-    @staticmethod
-    def _read(path: str, size: tuple[int, ...]) -> np.ndarray:
-        mask, _ = read_mask(path)
-        if mask.shape != size:
+    def _read(self, path: str, size: tuple[int, ...]) -> np.ndarray:
+        shape, bits = self.kept_files.read(path, _shape_and_bits)
+        if tuple(shape) != size:
             raise PreparedCaseError(
-                f"{path}: the mask has shape {mask.shape}, its prepared image {size}; prepare the scan again."
+                f"{path}: the mask has shape {tuple(shape.tolist())}, its prepared image {size}; prepare the scan again."
             )
-        if mask.max() > 1:
-            raise PreparedCaseError(
-                f"{path}: the mask has values up to {mask.max()}, expected 0 and 1; prepare the scan again."
-            )
-        return mask
+        return np.unpackbits(bits, count=math.prod(size)).reshape(size)
 
     def _forget_what_is_far(self, target: np.ndarray, spacing_mm: Sequence[float]) -> None:
         distance = scipy.ndimage.distance_transform_edt(target == 0, sampling=spacing_mm)
         target[distance > self.partial_shell_mm] = UNKNOWN
+
+
+def _shape_and_bits(path: str) -> tuple[np.ndarray, ...]:
+    """Return the shape of a mask of 0 and 1, and its voxels as bits: an eighth of the memory."""
+    mask, _ = read_mask(path)
+    if mask.max() > 1:
+        raise PreparedCaseError(
+            f"{path}: the mask has values up to {mask.max()}, expected 0 and 1; prepare the scan again."
+        )
+    return np.array(mask.shape), np.packbits(mask)
 
 
 class RandLesionCropsd(Randomizable, Transform):

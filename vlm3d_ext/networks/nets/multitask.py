@@ -33,6 +33,11 @@ class VLM3DMultiTask(nn.Module):
     `report_generation`. The first three share one encoder, whose weights stand in the state dict once; those of the
     base language model stand nowhere in it.
 
+    Findings that are drawn too, by the same name, are judged by both heads: after calibration on validation data
+    (`vlm3d_ext.handlers.MultiTaskCalibrator`) such a finding's logit is a · z + w · e + b of the classifier's logit z
+    and the lesion's evidence e, the largest logit of the disease anywhere in the scan. Before it, and for all other
+    findings, the classifier's own stands.
+
     The report's prompt names what this very network finds and draws, as the prompts that the report generator was
     aligned with name what the three upstream networks did.
 
@@ -40,7 +45,15 @@ class VLM3DMultiTask(nn.Module):
         vision: networks of equal encoders; they are copied, and the copies share one encoder.
         report_generation: projector and language model.
         prompt: name or path of the report prompt's template.
+
+    Attributes:
+        is_fused: (F,) bool, whether a finding is judged by both heads.
+        fusion: (F, 3), a, w and b of each.
+        drawn_findings: index of a finding -> index of the disease of the same name.
     """
+
+    is_fused: Tensor
+    fusion: Tensor
 
     def __init__(
         self, vision: ScanEvidence, report_generation: ReportGenerator, prompt: str = "chest_ct_report"
@@ -60,6 +73,16 @@ class VLM3DMultiTask(nn.Module):
         self.words = EvidenceInWords(
             self.classification.classifier, self.localization, LesionLocationInjector(self.localization.disease_set)
         )
+        findings = self.classification.classifier.label_set.names
+        diseases = self.localization.disease_set.names
+        self.drawn_findings = {
+            finding: diseases.index(name) for finding, name in enumerate(findings) if name in diseases
+        }
+        self.register_buffer("is_fused", torch.zeros(len(findings), dtype=torch.bool))
+        self.register_buffer("fusion", torch.zeros(len(findings), 3))
+        # which disease's evidence stands beside each finding; any where there is none
+        columns = [self.drawn_findings.get(finding, 0) for finding in range(len(findings))]
+        self.register_buffer("_evidence_columns", torch.tensor(columns), persistent=False)
         self.register_state_dict_post_hook(_name_the_encoder_once)
         self.register_load_state_dict_pre_hook(_name_the_encoder_everywhere)
 
@@ -100,8 +123,9 @@ class VLM3DMultiTask(nn.Module):
         """
         tokens = self.encoder.encode_tokens(image, spacing_mm, valid_size)
         features = self.encoder.gather_regions(tokens, image, anatomical_mask, use_anatomical_mask)
-        classification = self.classify(features)
-        probabilities = self.draw(tokens, image, valid_size)[0].float().sigmoid()
+        drawn = self.draw(tokens, image, valid_size)[0].float()
+        classification = self.classify(features, drawn)
+        probabilities = drawn.sigmoid()
         regions = predicted_regions(features.bin_region_logits, image, self.encoder.patch_size)
         if anatomical_mask is not None:
             used = anatomical_mask.to(torch.uint8)
@@ -121,7 +145,7 @@ class VLM3DMultiTask(nn.Module):
         guided = {}
         if has_anatomical_mask is not None:
             with_masks = self.encoder.gather_regions(tokens, image, anatomical_mask, has_anatomical_mask)
-            guided = {"guided_classification": self.classify(with_masks)}
+            guided = {"guided_classification": self.classify(with_masks, drawn)}
         return {
             "classification": classification,
             **guided,
@@ -135,9 +159,41 @@ class VLM3DMultiTask(nn.Module):
             "evidence": {**named, "regions": regions},
         }
 
-    def classify(self, features: VisionFeatures) -> dict[str, Tensor]:
-        """Return ``logits``, ``probabilities`` and ``predictions``, each (B, F)."""
-        return self.classification.classifier(classifier_features(features))
+    def classify(self, features: VisionFeatures, drawn: Tensor | None = None) -> dict[str, Tensor]:
+        """Return ``logits``, ``probabilities`` and ``predictions``, each (B, F).
+
+        Args:
+            features: of the encoder.
+            drawn: logits (B, L, d, h, w) of the localizer, for findings that are judged by both; None leaves all to the
+                classifier.
+        """
+        classifier = self.classification.classifier
+        output = classifier(classifier_features(features))
+        if drawn is None:
+            return output
+        evidence = self.lesion_evidence(drawn)[:, self._evidence_columns]
+        fused = self.fusion[:, 0] * output["logits"] + self.fusion[:, 1] * evidence + self.fusion[:, 2]
+        probabilities = torch.where(self.is_fused, fused.sigmoid(), output["probabilities"])
+        return {
+            "logits": torch.where(self.is_fused, fused, output["logits"]),
+            "probabilities": probabilities,
+            "predictions": (probabilities >= classifier.scored_thresholds).long(),
+        }
+
+    @staticmethod
+    def lesion_evidence(drawn: Tensor) -> Tensor:
+        """Return the largest logit of each disease in each scan, (B, L), of logits (B, L, d, h, w)."""
+        return drawn.float().flatten(2).max(-1).values
+
+    def fuse(self, finding: int, classifier: float, lesion: float, offset: float) -> None:
+        """Judge a finding by both heads from now on, with these weights."""
+        self.fusion[finding] = torch.tensor([classifier, lesion, offset], device=self.fusion.device)
+        self.is_fused[finding] = True
+
+    def forget_fusion(self) -> None:
+        """Leave all findings to the classifier again."""
+        self.fusion.zero_()
+        self.is_fused.zero_()
 
     def draw(
         self,
@@ -215,8 +271,8 @@ class FindingsAndLesions(VLM3DMultiTask):
             image: (B, in_channels, d, h, w) in [0, 1], of the encoder's `reference_spacing_mm`.
         """
         tokens = self.encoder.encode_tokens(image)
-        findings = self.classify(self.encoder.gather_regions(tokens, image))["probabilities"]
-        return findings, self.draw(tokens, image)[0].float().sigmoid()
+        drawn = self.draw(tokens, image)[0].float()
+        return self.classify(self.encoder.gather_regions(tokens, image), drawn)["probabilities"], drawn.sigmoid()
 
 
 def classifier_features(features: VisionFeatures) -> Tensor:

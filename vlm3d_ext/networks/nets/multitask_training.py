@@ -121,8 +121,9 @@ class MultiTaskTraining(nn.Module):
 
         Returns:
             - ``losses``: ``classification``, ``masks``, ``denoising``, ``report``, ``region_share``, scalars.
-            - ``classification``: ``logits`` and ``labels``, each (B, F); in evaluation mode (B, 2, F), without and with
-              the anatomical mask, the second unknown where there is none.
+            - ``classification``: ``logits`` and ``labels``, each (B, F); in evaluation mode (B, 2, F + L), without and
+              with the anatomical mask, the second unknown where there is none; the last L columns are the diseases'
+              evidence (`VLM3DMultiTask.lesion_evidence`), whose labels are unknown.
             - ``localization``: ``probabilities`` and ``target``.
             - with learnt weights ``log_variances`` and ``available``: of each task its s, and the share of cases that
               have it.
@@ -149,7 +150,7 @@ class MultiTaskTraining(nn.Module):
         }
         output = {
             "losses": losses,
-            "classification": {name: classified[name] for name in ("logits", "labels")},
+            "classification": self._with_evidence(classified, drawn["logits"]),
             "localization": {name: drawn[name] for name in ("probabilities", "target")},
         }
         if self.log_variances:
@@ -158,6 +159,15 @@ class MultiTaskTraining(nn.Module):
                 "available": self._available(labels, target, report),
             }
         return output
+
+    def _with_evidence(self, classified: dict[str, Any], drawn: Tensor) -> dict[str, Tensor]:
+        """Return logits and labels, in evaluation mode with the lesions' evidence, which is the same both ways."""
+        logits, labels = classified["logits"], classified["labels"]
+        if self.training:
+            return {"logits": logits, "labels": labels}
+        evidence = self.network.lesion_evidence(drawn)[:, None].expand(-1, logits.shape[1], -1)
+        unknown = torch.full_like(evidence, torch.nan)
+        return {"logits": torch.cat([logits, evidence], -1), "labels": torch.cat([labels, unknown], -1)}
 
     @staticmethod
     def _crop_size(target: Tensor, crop_start: Tensor | None) -> Sequence[int] | None:
