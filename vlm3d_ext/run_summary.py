@@ -53,6 +53,24 @@ def _training_lines(folder: Path) -> list[str]:
     return lines
 
 
+def _joint_lines(folder: Path) -> list[str]:
+    """Return the joint network beside the single-task ones, and the pages of the scans it has read."""
+    rows = _read(folder / "multitask" / "eval" / "comparison.json")
+    lines = []
+    if rows is not None:
+        from .engines.task_comparison import ComparedFigure, format_task_comparison
+
+        figures = [ComparedFigure(**{name: value for name, value in row.items() if name != "verdict"}) for row in rows]
+        lines += [
+            f"single-task bundles and the joint network on the {figures[0].num_cases} scans of the test split",
+            *format_task_comparison(figures).splitlines(),
+            "",
+        ]
+    pages = sorted(folder.glob("multitask/inference*/pages/*.html"))
+    lines += [f"page of {path.stem:17} {path.resolve().as_uri()}" for path in pages]
+    return [*lines, ""] if lines else []
+
+
 def _encoder_lines(folder: Path) -> list[str]:
     representation = _read(folder / "encoder" / "eval" / "representation.json")
     if representation is None:
@@ -179,7 +197,7 @@ def summarise_run(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; `make demo` makes demo_run.")
-    lines = [*_data_lines(folder), *_training_lines(folder)]
+    lines = [*_joint_lines(folder), *_data_lines(folder), *_training_lines(folder)]
     features = len(list(folder.glob("encoder/features/*.npz")))
     if features:
         lines.append(f"features          {features} volumes; {folder / 'encoder' / 'features'}")

@@ -15,6 +15,7 @@ from tests.bundles.bundle_runs import (
     TINY_TRAINING,
     config_files,
 )
+from tests.bundles.handed_in_scans import drawing_checkpoint
 from tests.prepared_release import SIZE, make_prepared_release
 from tests.tiny_language_model import make_tiny_language_model
 from tests.tiny_text_model import make_tiny_text_model
@@ -268,3 +269,23 @@ def single_task_evaluations(
         files = config_files(f"{name}/train", f"{name}/evaluate")
         run(config_file=files, **options[name], output_dir=output_dir, num_resamples=5)
     return folders
+
+
+@pytest.fixture(scope="session")
+def scan_options(multitask_run, language_model, tmp_path_factory) -> Callable[..., dict]:
+    """Options of that network's inference on scans as users have them, into a folder."""
+    network = {
+        **TINY_NETWORK,
+        **TINY_CLASSIFIER,
+        **TINY_LOCALIZER,
+        **TINY_REPORTS,
+        "batch_size": 1,
+        "language_model": str(language_model),
+    }
+    folder = tmp_path_factory.mktemp("scan_checkpoint")
+    checkpoint = drawing_checkpoint(multitask_run / "models" / "model.pt", folder / "model.pt", network)
+
+    def options(scan: Path, output_dir: Path, **further) -> dict:
+        return {**network, "ckpt_path": str(checkpoint), "scan": str(scan), "output_dir": str(output_dir), **further}
+
+    return options

@@ -17,7 +17,7 @@ __all__ = ["ComparedFigure", "compare_tasks", "format_task_comparison", "write_t
 logger = logging.getLogger(__name__)
 
 _CLASSIFICATION = (("auroc", "AUROC"), ("average_precision", "average precision"), ("f1", "F1"), ("crg", "CRG"))
-_WAYS = {"unguided": "without anatomical mask", "guided": "with anatomical mask"}
+_WAYS = ("unguided", "guided")
 _REPORTS = (("clinical_f1", "clinical F1"), ("crg", "CRG"), ("laterality", "laterality"))
 _BLIND_REPORTS = ("nearest neighbour", "random report", "all normal")
 _COMMANDS = {
@@ -84,7 +84,7 @@ def compare_tasks(
     """
     joint = Path(joint_dir)
     figures = []
-    for way, how in _WAYS.items():
+    for way in _WAYS:
         name = f"classification_{way}.json"
         ours, theirs = _pair(joint, single_task_dirs, "classification", name, "num_cases")
         if ours is None:
@@ -93,7 +93,7 @@ def compare_tasks(
             baselines = {baseline: values[key] for baseline, values in ours["baselines"].items()}
             macro = theirs["macro"] if theirs else {}
             figures.append(
-                _compared("classification", f"{title}, {how}", ours["num_cases"], key, macro, ours["macro"], baselines)
+                _compared("classification", f"{title}, {way}", ours["num_cases"], key, macro, ours["macro"], baselines)
             )
     ours, theirs = _pair(joint, single_task_dirs, "localization", "localization.json", "num_scans")
     if ours is not None:
@@ -167,15 +167,17 @@ def format_task_comparison(figures: list[ComparedFigure]) -> str:
         return "" if low is None and high is None else f"[{shown(low)}, {shown(high)}]"
 
     lines = [
-        f"{'':50}{'single-task':>12}{'95 % interval':>17}{'joint':>8}{'95 % interval':>17}{'':>8}  best baseline",
+        f"{'':44}{'single-task':>12}{'95 % interval':>17}{'joint':>8}{'95 % interval':>17}{'':>8}  best baseline",
     ]
     for row in figures:
         name = f"{row.task}: {row.figure.replace('_', ' ')}"
         lines.append(
-            f"{name:50}{shown(row.single):>12}{interval(row.single_low, row.single_high):>17}{shown(row.joint):>8}"
+            f"{name:44}{shown(row.single):>12}{interval(row.single_low, row.single_high):>17}{shown(row.joint):>8}"
             f"{interval(row.joint_low, row.joint_high):>17}{row.verdict:>8}  {shown(row.baseline)} {row.baseline_name}"
         )
-    lines.append('"better" and "worse": outside the single-task interval; "equal": inside it')
+    lines.append(
+        '"better", "worse": outside the single-task interval; "equal": inside it. unguided: without anatomical mask'
+    )
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from .representation_probes import RepresentationProbes
 from .resumable_checkpoint import ResumableCheckpoint
 from .scan_result_writer import ScanResultWriter
 from .seeding import IterationSeed
+from .task_comparison import TaskComparison
 
 __all__ = [
     "CheckpointWeights",
@@ -52,4 +53,5 @@ __all__ = [
     "RepresentationProbes",
     "ResumableCheckpoint",
     "ScanResultWriter",
+    "TaskComparison",
 ]

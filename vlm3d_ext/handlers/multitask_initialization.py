@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ..checkpoint_files import CheckpointError, UpstreamCheckpoint, read_checkpoint
+from ..checkpoint_files import CheckpointError, UpstreamCheckpoint, checkpoint_entry
 from ..networks.nets import VLM3DMultiTask
 
 __all__ = ["MultiTaskInitialization"]
@@ -66,6 +66,15 @@ class MultiTaskInitialization:
         for weights in self.weights.values():
             weights.check_file()
 
+    def check_encoders(self) -> None:
+        """Refuse a head that was trained on another encoder, before hours are spent on what it says of the scans.
+
+        Raises:
+            CheckpointError: if there is one.
+        """
+        for part in _WITH_ENCODER:
+            self._check_encoder(part)
+
     def load(self, logger: logging.Logger) -> None:
         """Compare the encoders, and load.
 
@@ -74,18 +83,17 @@ class MultiTaskInitialization:
             CheckpointError: if one does not fit, or a head was trained on another encoder.
             ValueError: if one of the checks refuses it.
         """
+        # the encoder that a head brings along replaces the one that is there, so they are compared before
+        self.check_encoders()
         for part in PARTS:
-            # the encoder that a head brings along replaces the one that is there, so it is compared before
-            if part in _WITH_ENCODER:
-                self._check_encoder(part)
             self.weights[part].load(logger)
 
     def _check_encoder(self, part: str) -> None:
         own, path = self.checkpoints["encoder"], self.checkpoints[part]
-        expected = read_checkpoint(own)["model"]
+        expected = checkpoint_entry(own, "model", parameter_name="encoder_ckpt")
         found = {
             name.removeprefix("encoder."): value
-            for name, value in read_checkpoint(path).get("model", {}).items()
+            for name, value in checkpoint_entry(path, "model", parameter_name=f"{part}_ckpt").items()
             if name.startswith("encoder.")
         }
         differing = [
