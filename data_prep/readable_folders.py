@@ -17,7 +17,7 @@ def walk_readable(root: Path, folder: str, remarks: list[str]) -> Iterator[tuple
     Args:
         root: what remarks name folders relative to.
         folder: where to begin, relative to `root`.
-        remarks: folders that cannot be read are written here.
+        remarks: folders that cannot be read, and links to folders, which could lead in circles, are written here.
     """
 
     def note(error: OSError) -> None:
@@ -29,3 +29,10 @@ def walk_readable(root: Path, folder: str, remarks: list[str]) -> Iterator[tuple
     for directory, subfolders, names in os.walk(root / folder, onerror=note):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield Path(directory), subfolders, sorted(name for name in names if not name.startswith("."))
+        for name in subfolders:
+            path = Path(directory, name)
+            if path.is_symlink():
+                remarks.append(
+                    f"{os.path.relpath(path, root)}: is a link to a folder, which is not followed, so what is in it is "
+                    "missing here"
+                )

@@ -104,7 +104,9 @@ def read_checkpoint(path: str | os.PathLike, *, hint: str = "") -> dict[str, Any
         # the reader of files older than the zip format jumps to places that a damaged file names
         if error.errno != errno.EINVAL:
             raise
-        raise CheckpointError(f"{path} is no readable checkpoint, perhaps cut short ({error.strerror}).{tail}") from error
+        raise CheckpointError(
+            f"{path} is no readable checkpoint, perhaps cut short ({error.strerror}).{tail}"
+        ) from error
     except Exception as error:  # on damaged bytes the reader fails in any way there is, IndexError among them
         reason = (str(error) or type(error).__name__).split("\n")[0]
         raise CheckpointError(f"{path} is no readable checkpoint, perhaps cut short ({reason}).{tail}") from error

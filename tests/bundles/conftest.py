@@ -252,8 +252,14 @@ def multitask_run(lesion_encoder_run, multitask_options) -> Path:
 
 @pytest.fixture(scope="session")
 def single_task_evaluations(
-    report_options, report_run, localizer_options, localization_run, lesion_classification_run, disease_text_model,
-    prepared_lesions, tmp_path_factory,
+    report_options,
+    report_run,
+    localizer_options,
+    localization_run,
+    lesion_classification_run,
+    disease_text_model,
+    prepared_lesions,
+    tmp_path_factory,
 ) -> dict[str, str]:
     """Folders of short evaluations of the three bundles that the joint network is compared with."""
     folder = tmp_path_factory.mktemp("single_task_evaluations")

@@ -78,7 +78,7 @@ def probabilities_of(output_dir: Path, volume_id: str) -> dict[str, float]:
     return {name: finding["probability"] for name, finding in findings.items()}
 
 
-def mask_image(output_dir: Path, volume_id: str, disease: str) -> nib.Nifti1Image:
+def mask_image(output_dir: Path, volume_id: str, disease: str) -> Any:
     """Return a drawn mask as NIfTI."""
     return nib.load(output_dir / "localization" / "masks" / disease / f"{volume_id}.nii.gz")
 
@@ -93,7 +93,7 @@ def page_text(output_dir: Path, volume_id: str) -> str:
     return (output_dir / "pages" / f"{volume_id}.html").read_text(encoding="utf-8")
 
 
-def write_turned(path: Path, hu: np.ndarray) -> nib.Nifti1Image:
+def write_turned(path: Path, hu: np.ndarray) -> None:
     """Write a chest on `GEOMETRY` lying obliquely in the scanner, its axes stored as posterior, inferior, right."""
     affine = GEOMETRY.affine_ras.copy()
     affine[:3] = rotation(12, -7) @ affine[:3]
@@ -102,7 +102,6 @@ def write_turned(path: Path, hu: np.ndarray) -> nib.Nifti1Image:
     turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), wanted))
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(turned, path)
-    return turned
 
 
 def write_identified_dicom(folder: Path, hu: np.ndarray, **changes: Any) -> Path:

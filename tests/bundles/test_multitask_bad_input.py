@@ -10,7 +10,7 @@ import torch
 from monai.bundle import run
 from safetensors.torch import load_file, save_file
 
-from tests.bundles.bundle_runs import TINY_TRAINING, config_files, messages_of
+from tests.bundles.bundle_runs import REPOSITORY, TINY_TRAINING, command, config_files, messages_of, run_command_here
 
 TRAIN, EVALUATE = "multitask/train", "multitask/evaluate"
 PARTS = ("encoder", "classification", "localization", "report_generation")
@@ -85,9 +85,8 @@ def test_other_checkpoints_in_a_part_s_place(options, report_run):
         ("report_generation", {"num_queries": 6}),
     ],
 )
-def test_parts_of_other_sizes_are_named(options, report_run, tmp_path, part, sizes):
-    # evidence that is there already is not extracted again, so that the weights are first loaded for training
-    reason = reason_of_training({**options, **sizes, "evidence_dir": str(tmp_path / "evidence")})
+def test_parts_of_other_sizes_are_named(options, report_run, part, sizes):
+    reason = reason_of_training({**options, **sizes})
     assert str(report_run.parent / part / "models" / "model.pt") in reason
     assert "do not fit" in reason and f"--{part}_ckpt" in reason
 
@@ -118,9 +117,11 @@ def test_settings_that_there_are_not(options, further, expected):
     assert expected in reason_of_training({**options, **further})
 
 
-def test_an_option_that_no_config_knows_is_refused_with_the_nearest(options):
-    reason = reason_of_training({**options, "samplings": "available"})
-    assert "samplings" in reason and "sampling" in reason.replace("samplings", "")
+def test_an_option_that_no_config_knows_is_refused_with_the_nearest(options, monkeypatch):
+    arguments = command(config_files(TRAIN), {**options, "task_weight": 1})
+    *_, reason = messages_of(lambda: run_command_here(arguments, REPOSITORY, monkeypatch))
+    assert "task_weight" in reason and "--task_weights" in reason
+    assert not Path(options["run_dir"]).exists()
 
 
 def test_a_disease_set_of_another_order(options, tmp_path):
@@ -144,19 +145,22 @@ def test_evaluation_without_a_checkpoint(options):
 def test_evaluation_with_a_checkpoint_of_other_labels_or_other_preparation(
     multitask_options, multitask_run, report_run, tmp_path
 ):
-    """Both label sets have 18 findings, so shapes alone would let it pass."""
+    """The same findings in another order, so shapes alone would let it pass."""
     content = torch.load(multitask_run / "models" / "model.pt", weights_only=True)
-    options = multitask_options(multitask_run, output_dir=str(tmp_path / "eval"), max_cases=3)
-    labels = {**content["labels"], "label_set": "vlm3d_18", "names": ["Something else"] * 18}
-    for name, changed, parts in (
-        ("labels", {**content, "labels": {**content["labels"], **{k: labels[k] for k in content["labels"] if k in labels}}}, ["label"]),
-        ("preparation", {**content, "preparation": {"settings": {"depth": 64}}}, ["depth", "64", "None", "prepare"]),
-    ):  # fmt: skip
-        path = tmp_path / f"{name}.pt"
-        torch.save(changed, path)
-        reason = reason_of_evaluation({**options, "ckpt_path": str(path)})
-        assert all(part in reason for part in parts), reason
-    assert not list((tmp_path / "eval").glob("*.json"))
+    reversed_labels = {
+        name: value[::-1] if isinstance(value, list) else value for name, value in content["labels"].items()
+    }
+    for entry, value, parts in (
+        ("labels", reversed_labels, ["label set ct_rate_18", "another order", "--label_set"]),
+        ("preparation", {"settings": {"depth": 64}}, ["depth is 64 there and None here", "prepare the data alike"]),
+    ):
+        path = tmp_path / f"{entry}.pt"
+        torch.save({**content, entry: value}, path)
+        output_dir = tmp_path / entry
+        options = multitask_options(multitask_run, output_dir=str(output_dir), ckpt_path=str(path), max_cases=3)
+        reason = reason_of_evaluation(options)
+        assert str(path) in reason and all(part in reason for part in parts), reason
+        assert not list(output_dir.glob("*.json"))
 
 
 def test_comparison_with_an_evaluation_of_other_scans(

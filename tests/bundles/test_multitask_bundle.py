@@ -124,8 +124,8 @@ def learnt_weighting() -> dict:
 def evaluated_as_upstream(still_run, runs, multitask_options, single_task_evaluations) -> Path:
     """Folder of the evaluation of a joint network that has the four bundles' weights, beside the bundles' own.
 
-    What joint training measures anew is put back: statistics, which are of crops of its own, thresholds, and the weights
-    of findings that both heads see.
+    What joint training measures anew is put back: statistics, which are of crops of its own, thresholds, and the
+    weights of findings that both heads see.
     """
     content = torch.load(still_run / "models" / "model.pt", weights_only=True)
     upstream = upstream_weights(runs)
@@ -402,6 +402,8 @@ def test_evaluation_leaves_a_table_to_read(evaluated_as_upstream):
     for row in json.loads((evaluated_as_upstream / "comparison.json").read_text()):
         if row["joint"] is None:
             continue
-        (line,) = [line for line in table.splitlines() if line.startswith(f"{row['task']}: {row['figure'].replace('_', ' ')} ")]
+        (line,) = [
+            line for line in table.splitlines() if line.startswith(f"{row['task']}: {row['figure'].replace('_', ' ')} ")
+        ]
         shown = [f"{row[name]:.3f}" for name in ("single", "joint")]
         assert all(f" {figure} " in line for figure in shown) and row["baseline_name"] in line

@@ -113,16 +113,9 @@ def test_findings_stand_in_files_and_tables(output):
 def test_every_table_lists_every_scan(output):
     for task, names in TABLES.items():
         assert {path.name for path in (output / task / "tables").iterdir()} == set(names)
-    entries = {
-        "classification": ("classification", "predictions"),
-        "localization": ("localization", None),
-        "report_generation": ("reports", "generated_reports"),
-    }
-    for task, (name, _) in entries.items():
-        text = (output / task / "tables" / f"challenge_{name}.json").read_text()
-        json.loads(text)
-        for volume_id in SCANS:
-            assert re.search(rf'"{volume_id}(\.nii\.gz)?"', text), (task, volume_id)
+        (path,) = (output / task / "tables").glob("challenge_*.json")
+        named = re.findall(r'"input_image_name": "(\w+)', json.dumps(json.loads(path.read_text())))
+        assert sorted(named) == sorted(SCANS), task
 
 
 def test_masks_lie_on_the_scans_own_grids(output, scans):
@@ -179,11 +172,13 @@ def test_pages_refer_to_nothing_outside(output, scan_options):
     for volume_id in SCANS:
         page = page_text(output, volume_id)
         assert "default-src 'none'" in page
-        assert not re.findall(r"""(?:src|href|action)\s*=\s*["']?(?!#|data:|["'])""", page.replace("href=\"#", ""))
+        assert not re.findall(r"""(?:src|href|action)=["']?(?!#|data:|["'])""", page)
         assert not re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", page), "an address"
         assert file_sha256(checkpoint)[:12] in page
         assert "not for clinical use" in page
-    assert "came as a prepared case" in page_text(output, PREPARED) and "came as a prepared" not in page_text(output, PLAIN)
+    assert "came as a prepared case" in page_text(output, PREPARED) and "came as a prepared" not in page_text(
+        output, PLAIN
+    )
 
 
 def test_the_segmentation_holds_the_masks_slice_by_slice(output):
@@ -212,8 +207,9 @@ def test_the_structured_report_refers_to_the_series(output):
     dataset = pydicom.dcmread(output / "dicom_sr" / f"{DICOM}.dcm")
     assert SERIES_UID in str(dataset.CurrentRequestedProcedureEvidenceSequence)
     report = json.loads((output / "report_generation" / f"{DICOM}.json").read_text())
-    sections = [text for text in report["sections"].values() if text]
-    assert sections and all(" ".join(text.split()[:3]) in str(dataset) for text in sections)
+    written = " ".join(element.value for element in dataset.iterall() if element.keyword == "TextValue")
+    words = [word for text in report["sections"].values() for word in text.split() if word.isascii()]
+    assert len(words) > 3 and all(word in written for word in words)
 
 
 @pytest.mark.parametrize("kind", ["dicom_seg", "dicom_sr"])
@@ -267,7 +263,7 @@ def test_changed_scans_are_done_again_and_new_ones_are_added(scan_options, tmp_p
     assert after["b"] == before["b"] and after["a"]["content_sha256"] == before["a"]["content_sha256"]
     for disease in DISEASES:
         np.testing.assert_allclose(mask_image(tmp_path / "out", "a", disease).affine, moved.affine_ras, atol=1e-4)
-    assert len(kept) == 9 and all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in kept.items())
+    assert len(kept) == 13 and all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in kept.items())
     # another picture of the same name
     probabilities = probabilities_of(tmp_path / "out", "a")
     write_volume(tmp_path / "scans" / "a.nii.gz", chest(9) - 40, moved)
@@ -310,9 +306,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(scan_options, tmp_path)
         write_volume(tmp_path / "scans" / f"{number}.nii.gz", chest(number), GEOMETRY)
     write_identified_dicom(tmp_path / "scans" / "series", chest(7))
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    options = scan_options(tmp_path / "scans", killed, workflow_type="infer")
+    options = scan_options(tmp_path / "scans", killed)
     process = subprocess.Popen(
-        command(config_files(INFERENCE), options), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(config_files(INFERENCE), {**options, "workflow_type": "infer"}),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not (len(records_of(killed)) if (killed / "scans").is_dir() else 0) and time.monotonic() < deadline:
@@ -343,9 +342,12 @@ def test_inference_runs_from_three_places(output, scans, scan_options, tmp_path,
     places = {
         "inside": (copy, ["configs/inference.json"], "mine", {}),
         "elsewhere": (
-            tmp_path / "elsewhere", [str(copy / "configs" / "inference.json")], "plain.nii.gz", {"bundle_root": str(copy)}
+            tmp_path / "elsewhere",
+            [str(copy / "configs" / "inference.json")],
+            "plain.nii.gz",
+            {"bundle_root": str(copy)},
         ),
-    }  # fmt: skip
+    }
     for cwd, files, scan, further in places.values():
         options = scan_options(scan, "results", workflow_type="infer", **further)
         run_command_here(command(files, options), cwd, monkeypatch)

@@ -77,6 +77,9 @@ def test_thick_and_short_and_very_long_scans_are_noted_and_too_few_slices_refuse
     hu, *_ = chest()
     thick = chest_notes("x", scan_of(hu[:40:2], (10.0, 6.0, 6.0)))
     assert [note.split(":")[0] for note in thick] == ["thick slices"] and "one every 10 mm" in thick[0]
+    assert chest_notes("x", scan_of(hu[:40], (5.000001, 6.0, 6.0))) == (), (
+        "5 mm, as a header of single precision has it"
+    )
     short = chest_notes("x", scan_of(hu[20:36], (5.0, 6.0, 6.0)))
     assert [note.split(":")[0] for note in short] == ["short coverage"] and "80 mm" in short[0]
     long = chest_notes("x", scan_of(hu.repeat(3, axis=0), (5.0, 6.0, 6.0)))

@@ -53,7 +53,7 @@ def test_padding_changes_no_loss():
 
 
 def test_attention_in_float32_is_attention_without_autocast():
-    """Without autocast nothing changes; with it, only attention is as it is without, and afterwards all is as before."""
+    """Without autocast nothing changes; with it, attention alone is more precise; afterwards all is as before."""
     network = train(examples(), **TINY, num_steps=1).model
     assert network.config._attn_implementation == "sdpa"
     attention = network.model.layers[0].self_attn

@@ -154,6 +154,23 @@ def test_the_crop_policy_is_followed(tmp_path):
     assert read_prepared_npz(cases["a"]["image"]).spacing.tolist() == [12.0, 9.0, 9.0]
 
 
+def test_a_link_to_a_folder_is_not_followed_and_it_is_said(tmp_path, caplog):
+    write_volume(tmp_path / "elsewhere" / "b.nii.gz", chest(2), GEOMETRY)
+    write_volume(tmp_path / "raw" / "a.nii.gz", chest(1), GEOMETRY)
+    (tmp_path / "raw" / "more").symlink_to(tmp_path / "elsewhere")
+    _, cases = taken_in(tmp_path / "raw", tmp_path / "out")
+    assert list(cases) == ["a"] and "more: is a link to a folder, which is not followed" in caplog.text
+    assert "more: is a link" in logged(tmp_path / "out")["remarks"][0]
+
+
+@pytest.mark.parametrize("name", ["classification", "Localization", "multitask", "report_generation"])
+def test_no_scan_is_called_like_the_index_of_a_folder_of_results(tmp_path, name):
+    write_volume(tmp_path / "raw" / f"{name}.nii.gz", chest(1), GEOMETRY)
+    write_volume(tmp_path / "raw" / f"{name}_2.nii.gz", chest(2), GEOMETRY)
+    first, second = taken_in(tmp_path / "raw", tmp_path / "out")[1]
+    assert {first, second} > {f"{name}_2"} and name not in (first, second)
+
+
 def test_equal_names_in_different_folders_get_different_ids(tmp_path):
     for seed, name in enumerate(("a/ct.nii.gz", "b/ct.nii.gz", "a_ct.nii.gz"), start=1):
         write_volume(tmp_path / "raw" / name, chest(seed), GEOMETRY)

@@ -57,6 +57,25 @@ def test_a_program_that_disagrees_is_not_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+class _TwoOutputs(nn.Module):
+    def __init__(self, disagreement=0.0):
+        super().__init__()
+        self.disagreement = disagreement
+
+    def forward(self, x):
+        return x.mean(1), x * 2 + (self.disagreement if torch.compiler.is_exporting() else 0.0)
+
+
+def test_a_network_may_return_several_tensors(tmp_path):
+    export_network(_TwoOutputs(), torch.rand(2, 3), tmp_path / "x.pt2")
+    batch = torch.rand(5, 3)
+    mean, double = torch.export.load(tmp_path / "x.pt2").module()(batch)
+    torch.testing.assert_close(mean, batch.mean(1))
+    torch.testing.assert_close(double, batch * 2)
+    with pytest.raises(RuntimeError, match=r"by up to 0\.25 in output 1; .*y\.pt2 was not written"):
+        export_network(_TwoOutputs(0.25), torch.rand(2, 3), tmp_path / "y.pt2")
+
+
 @pytest.fixture
 def command(tmp_path):
     config = {"export_network": {"_target_": "vlm3d_ext.networks.nets.RegionTokenEncoder", **SMALL}}

@@ -54,6 +54,28 @@ def test_lists_of_single_cases_are_taken_too_and_wrong_shapes_refused():
         metric.update((torch.zeros(2, 3), torch.zeros(2, 4)))
 
 
+def test_cases_looked_at_in_several_ways_become_rows_side_by_side():
+    logits, labels = (torch.from_numpy(part) for part in data_set(6))
+    second = torch.where(torch.arange(6)[:, None] % 2 == 0, labels, NAN)  # every other case has no second way
+    metric = MultiLabelScores(num_cases=6, output_transform=lambda output: output)
+    for part in (slice(0, 4), slice(4, 6)):
+        metric.update((torch.stack([logits, logits + 1], 1)[part], torch.stack([labels, second], 1)[part]))
+    auroc = metric.compute()
+    assert metric.logits.shape == metric.labels.shape == (12, 3)
+    np.testing.assert_array_equal(metric.logits[0::2], logits)
+    np.testing.assert_array_equal(metric.logits[1::2], logits + 1)
+    np.testing.assert_array_equal(metric.labels[1::2], second)
+    flat = MultiLabelScores(output_transform=lambda output: output)
+    flat.update((torch.cat([logits, logits[::2] + 1]), torch.cat([labels, labels[::2]])))
+    assert auroc == pytest.approx(flat.compute())
+    metric.reset()
+    metric.update((logits, labels))  # in one way again
+    metric.compute()
+    np.testing.assert_array_equal(metric.logits, logits)
+    with pytest.raises(ValueError, match=r"got \(2, 2, 3\) and \(2, 3\)"):
+        metric.update((torch.zeros(2, 2, 3), torch.zeros(2, 3)))
+
+
 def test_a_wrong_length_is_refused():
     metric = MultiLabelScores(output_transform=lambda output: output, num_cases=5)
     metric.update((torch.zeros(4, 3), torch.zeros(4, 3)))
@@ -81,6 +103,18 @@ def _rank(local_rank, rendezvous):
         uneven.update((torch.from_numpy(logits[:3]), torch.from_numpy(labels[:3])))
     uneven.compute()
     np.testing.assert_array_equal(uneven.logits, logits[:3])
+    # each case in two ways, which stay together
+    both_ways, both_labels = np.stack([logits, -logits], axis=1), np.stack([labels, labels], axis=1)
+    ways = MultiLabelScores(output_transform=lambda output: output, num_cases=11)
+    ways.update((torch.from_numpy(both_ways[rows]), torch.from_numpy(both_labels[rows])))
+    ways.compute()
+    np.testing.assert_array_equal(ways.logits, both_ways.reshape(22, 3))
+    np.testing.assert_array_equal(ways.labels, both_labels.reshape(22, 3))
+    uneven_ways = MultiLabelScores(output_transform=lambda output: output)
+    if idist.get_rank() == 1:
+        uneven_ways.update((torch.from_numpy(both_ways[:3]), torch.from_numpy(both_labels[:3])))
+    uneven_ways.compute()
+    np.testing.assert_array_equal(uneven_ways.logits, both_ways[:3].reshape(6, 3))
     known = ~np.isnan(labels)
     expected = np.mean([roc_auc_score(labels[known[:, c], c], logits[known[:, c], c]) for c in range(3)])
     assert abs(auroc - expected) < 1e-12

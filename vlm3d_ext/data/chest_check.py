@@ -25,6 +25,8 @@ LEAST_CHEST_EXTENT_MM = 150.0
 
 _LARGEST_CHEST_EXTENT_MM = 600.0
 _THICK_SLICES_MM = 5.0
+_ROUNDING_MM = 0.01
+"""Headers hold single precision: slices of 5 mm can be 5.0000001 mm apart."""
 _LEAST_LUNG_ML = 150.0
 _LEAST_LUNG_SHARE = 0.05
 _LUNG_MEDIAN_HU = (-950.0, -600.0)
@@ -124,7 +126,7 @@ def chest_notes(path: str | os.PathLike, scan: Scan) -> tuple[str, ...]:
             f"the body, expected at least {_LEAST_LUNG_ML:.0f} ml and {_LEAST_LUNG_SHARE:.0%}; results mean nothing if "
             "it is another part of the body"
         )
-    if step_mm > _THICK_SLICES_MM:
+    if step_mm > _THICK_SLICES_MM + _ROUNDING_MM:
         notes.append(
             f"thick slices: one every {step_mm:.3g} mm, expected at most {_THICK_SLICES_MM:g} mm; small findings can "
             "be missed"

@@ -13,7 +13,9 @@ from .volume_geometry import VolumeGeometry
 __all__ = ["position_of_regions", "regions_in_scan"]
 
 
-def regions_in_scan(regions: np.ndarray, prepared_geometry: VolumeGeometry, scan_geometry: VolumeGeometry) -> np.ndarray:
+def regions_in_scan(
+    regions: np.ndarray, prepared_geometry: VolumeGeometry, scan_geometry: VolumeGeometry
+) -> np.ndarray:
     """Return the regions of a prepared grid, without what lies outside the scan.
 
     A prepared grid of fixed spacing reaches beyond a small scan, and there the network sees air that is no air.
@@ -41,9 +43,7 @@ def regions_in_scan(regions: np.ndarray, prepared_geometry: VolumeGeometry, scan
     return np.where(inside, kept, 0)
 
 
-def position_of_regions(
-    regions: np.ndarray, names: Sequence[str], geometry: VolumeGeometry
-) -> list[float] | None:
+def position_of_regions(regions: np.ndarray, names: Sequence[str], geometry: VolumeGeometry) -> list[float] | None:
     """Return the position `[x, y, z]` (LPS, mm) of the voxel of the largest of some regions that lies nearest its
     centre; None where there is none of them.
 

@@ -153,8 +153,20 @@ def _compared(
 ) -> ComparedFigure:
     known = {name: value for name, value in baselines.items() if value is not None}
     best = max(known, key=lambda name: known[name], default="")
-    values = [of.get(f"{key}{end}") for of in (single, joint) for end in ("", "_low", "_high")]
-    return ComparedFigure(task, figure, num_cases, *values, known.get(best), best)
+    single_value, joint_value = ([of.get(f"{key}{end}") for end in ("", "_low", "_high")] for of in (single, joint))
+    return ComparedFigure(
+        task,
+        figure,
+        num_cases,
+        single=single_value[0],
+        single_low=single_value[1],
+        single_high=single_value[2],
+        joint=joint_value[0],
+        joint_low=joint_value[1],
+        joint_high=joint_value[2],
+        baseline=known.get(best),
+        baseline_name=best,
+    )
 
 
 def format_task_comparison(figures: list[ComparedFigure]) -> str:

@@ -27,7 +27,7 @@ def export_network(
     """Write ``path`` (.pt2) with a dynamic batch size; check that it computes what the network computes.
 
     Args:
-        network: takes one tensor and returns one.
+        network: takes one tensor and returns one, or a tuple of tensors.
         example: batch of at least 2; export would otherwise fix the batch size to 1.
         path: file to write.
         extra_files: name -> text, stored inside, for instance the config and the lineage.
@@ -44,15 +44,21 @@ def export_network(
     batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
     with torch.no_grad():
-        eager, exported = network(example[:1]), program.module()(example[:1])
-    if not torch.allclose(eager, exported, rtol=1e-4, atol=1e-5):
-        worst = (eager - exported).abs().max().item()
-        raise RuntimeError(
-            f"the exported program differs from the network by up to {worst:.3g}; {path} was not written."
-        )
+        eager, exported = (_as_tuple(of(example[:1])) for of in (network, program.module()))
+    for number, (expected, found) in enumerate(zip(eager, exported, strict=True)):
+        if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
+            worst = (expected - found).abs().max().item()
+            which = f" in output {number}" if len(eager) > 1 else ""
+            raise RuntimeError(
+                f"the exported program differs from the network by up to {worst:.3g}{which}; {path} was not written."
+            )
     with whole_or_absent(path) as file:
         torch.export.save(program, file, extra_files=dict(extra_files or {}))
     return program
+
+
+def _as_tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

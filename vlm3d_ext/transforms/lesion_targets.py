@@ -65,7 +65,8 @@ class LoadLesionTargetsd(ReadsFiles, Transform):
         shape, bits = self.kept_files.read(path, _shape_and_bits)
         if tuple(shape) != size:
             raise PreparedCaseError(
-                f"{path}: the mask has shape {tuple(shape.tolist())}, its prepared image {size}; prepare the scan again."
+                f"{path}: the mask has shape {tuple(shape.tolist())}, its prepared image {size}; prepare the scan "
+                "again."
             )
         return np.unpackbits(bits, count=math.prod(size)).reshape(size)
 

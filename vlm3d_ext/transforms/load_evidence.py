@@ -63,7 +63,7 @@ class WritePromptd(Randomizable, Transform):
         self.lesion_dropout = lesion_dropout
         self.finding_flips = finding_flips
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """Return the sample with its prompt.
 
         Raises:

@@ -54,6 +54,7 @@ class VLM3DMultiTask(nn.Module):
 
     is_fused: Tensor
     fusion: Tensor
+    _evidence_columns: Tensor
 
     def __init__(
         self, vision: ScanEvidence, report_generation: ReportGenerator, prompt: str = "chest_ct_report"
@@ -64,8 +65,8 @@ class VLM3DMultiTask(nn.Module):
         vision = copy.deepcopy(vision).requires_grad_(True)
         self.encoder = vision.encoder
         self.classification = vision.classifier
+        assert vision.localizer is not None
         self.localization = vision.localizer
-        assert self.localization is not None
         self.classification.encoder = self.localization.encoder = self.encoder
         self.report_generation = report_generation
         self.pooling = vision.pooling

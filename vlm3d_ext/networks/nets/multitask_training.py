@@ -140,6 +140,7 @@ class MultiTaskTraining(nn.Module):
             target,
             crop_start,
         )
+        assert features.mask_histograms is not None
         losses = {
             **classified["losses"],
             **drawn["losses"],
