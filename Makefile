@@ -42,7 +42,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
-# The demo's stages as a graph: two run side by side, each on one thread, which such small networks use best.
+# The demo's stages as a graph: after the encoder two run side by side, each on one thread, which such small networks
+# use best.
 demo: env
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j $(DEMO_JOBS) demo-summary
 
@@ -50,8 +51,9 @@ demo-data:
 	$(BIN)/python -m data_prep.synthesize --output $(DEMO)/raw --num-train-patients 360 --num-valid-patients 80 --size 48 112 112 --seed 1
 	$(BIN)/python -m data_prep.prepare --source $(DEMO)/raw --output $(DEMO)/prepared --spatial-size 32 96 96 --window lung soft_tissue --validation-fraction 0.15
 
+# nothing can be done beside it but what its own threads do better
 demo-encoder: demo-data
-	$(RUN) --config_file "['$(ENCODER)/train.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
+	OMP_NUM_THREADS=$(DEMO_JOBS) $(RUN) --config_file "['$(ENCODER)/train.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
 
 demo-encoder-evaluate: demo-encoder
 	$(RUN) --config_file "['$(ENCODER)/train.json','$(ENCODER)/evaluate.json','$(OVERLAYS)/demo.json','$(OVERLAYS)/tracking.json']" --demo_dir $(abspath $(DEMO))
@@ -61,10 +63,10 @@ demo-features: demo-encoder
 	$(RUN) --workflow_type infer --config_file "['$(ENCODER)/inference.json','$(OVERLAYS)/demo.json']" --demo_dir $(abspath $(DEMO)) \
 		--use_anatomical_mask False --output_dir $(abspath $(DEMO))/encoder/features_without_mask
 
-demo-text-encoder: demo-data
+demo-text-encoder: demo-encoder
 	$(BIN)/python -m data_prep.make_text_encoder --reports $(DEMO)/prepared/manifest.json --output $(DEMO)/text_encoder --overwrite
 
-demo-language-model: demo-data
+demo-language-model: demo-encoder
 	$(BIN)/python -m data_prep.make_language_model --reports $(DEMO)/prepared/manifest.json --output $(DEMO)/language_model --threads 1 --overwrite
 
 demo-classification: demo-features demo-text-encoder
