@@ -66,7 +66,8 @@ demo-features: demo-encoder
 demo-text-encoder: demo-encoder
 	$(BIN)/python -m data_prep.make_text_encoder --reports $(DEMO)/prepared/manifest.json --output $(DEMO)/text_encoder --overwrite
 
-demo-language-model: demo-encoder
+# after the features, so that the localizer, which takes longest, begins first
+demo-language-model: demo-features
 	$(BIN)/python -m data_prep.make_language_model --reports $(DEMO)/prepared/manifest.json --output $(DEMO)/language_model --threads 1 --overwrite
 
 demo-classification: demo-features demo-text-encoder

@@ -58,7 +58,7 @@ def test_reinforcement_learning_of_two_ranks_goes_on_in_one_process(options, rep
     """Samples of each rank are of lengths of their own, and so are those of validation."""
     run_dir = tmp_path / "rl"
     # room for samples to end by themselves: those that do not earn nothing, and nothing is learnt if none does
-    further = {"num_samples": 8, "max_report_tokens": 120, "reward_penalties": {}}
+    further = {"num_samples": 8, "max_report_tokens": 240, "reward_penalties": {}}
     further |= {"align_ckpt": str(report_run / "models" / "model.pt"), "learning_rate": 1e-3, "warmup_epochs": 0}
     files = config_files(ALIGN, RL, "_overlays/fsdp")
     two_ranks = options(run_dir, ranks=2, epochs=1, num_updates=2, **further)

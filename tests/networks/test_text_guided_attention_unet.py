@@ -7,7 +7,7 @@ from torch.nn.functional import leaky_relu
 
 from tests.networks.tiny_localizer import HIDDEN, PATCH, tiny_stages
 from vlm3d_ext.networks.blocks import TextGuidedAttentionUNet
-from vlm3d_ext.networks.blocks.text_guided_attention_unet import TextAttentionGate, TextGuidedHead
+from vlm3d_ext.networks.blocks.text_guided_attention_unet import TextAttentionGate, TextGuidedHead, _interpolated
 
 LEVELS = {  # whose voxels pass through PATCH: at the second level, the second, the stem, the last
     "image": {"stem_stride": (1, 1, 1), "level_strides": ((1, 2, 2), (2, 2, 2), (1, 2, 2))},
@@ -177,3 +177,15 @@ def test_parameters_of_the_shipped_widths(base_channels, millions):
 def test_levels_that_miss_the_token_are_refused():
     with pytest.raises(ValueError, match=r"no level .* voxel \(4, 16, 16\).*\(8, 16, 16\).*change them, or patch_size"):
         TextGuidedAttentionUNet(level_strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)))
+
+
+@pytest.mark.parametrize("size", [(6, 8, 10), (5, 7, 9), (3, 4, 5)])
+def test_interpolation_with_channels_last_is_interpolation(size):
+    x = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = torch.nn.functional.interpolate(x, size=size, mode="trilinear")
+    fast = _interpolated(x, size)
+    torch.testing.assert_close(fast, plain)
+    assert fast.is_contiguous()  # what follows is computed as before
+    weights = torch.randn(fast.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (fast, plain)]
+    torch.testing.assert_close(*gradients)
