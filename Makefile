@@ -4,6 +4,8 @@
 #   make test   environment and the whole test suite
 # and, after the demo:
 #   make segresnet   MONAI's SegResNet trained on the same cases for the same time, for comparison
+#   make attention-unet   the same with AttentionUnet
+#   make benchmark   speed and size as ratios against what one would take instead; nothing else should run meanwhile
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo_run
@@ -20,6 +22,8 @@ DEMO_JOBS ?= 2
 REAL_CT ?= $(firstword $(wildcard ../shared/data/ct_chest/*/ct.nii.gz))
 # as wide as lets it make as many steps as the localizer in about the same time
 SEGRESNET = --demo_dir $(abspath $(DEMO)) --run_dir $(abspath $(DEMO))/localization_segresnet --segresnet_filters 8
+# as many steps as the localizer in about the same time; with its own 64 to 512 channels they would take hours
+ATTENTION_UNET = --demo_dir $(abspath $(DEMO)) --run_dir $(abspath $(DEMO))/localization_attention_unet --attention_unet_channels "[8, 16, 32, 64]"
 RUN := $(BIN)/python -m monai.bundle run
 export MLFLOW_DISABLE_TELEMETRY := true
 # one thread per process is the fastest and steadiest where two processes share two cores
@@ -28,10 +32,10 @@ PYTEST_WORKERS ?= 2
 STAGES := data encoder encoder-evaluate features text-encoder language-model classification classification-evaluate \
 	localization localization-evaluate reports reports-evaluate reports-rl multitask multitask-evaluate scans summary
 
-.PHONY: help env demo segresnet test check clean $(STAGES:%=demo-%)
+.PHONY: help env demo segresnet attention-unet benchmark test check clean $(STAGES:%=demo-%)
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 env: $(VENV)/.installed
 
@@ -123,13 +127,21 @@ segresnet: env
 	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/segresnet.json','$(LOCALIZATION)/evaluate.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" $(SEGRESNET)
 	$(BIN)/python -m vlm3d_ext.run_summary $(DEMO)
 
+attention-unet: env
+	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/segresnet.json','$(LOCALIZATION)/attention_unet.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" $(ATTENTION_UNET)
+	$(RUN) --config_file "['$(LOCALIZATION)/train.json','$(LOCALIZATION)/segresnet.json','$(LOCALIZATION)/attention_unet.json','$(LOCALIZATION)/evaluate.json','$(OVERLAYS)/demo.json','$(LOCALIZATION)/demo.json']" $(ATTENTION_UNET)
+	$(BIN)/python -m vlm3d_ext.run_summary $(DEMO)
+
+benchmark: env
+	$(BIN)/python -m benchmarks
+
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
 check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy vlm3d_ext data_prep
+	$(BIN)/mypy vlm3d_ext data_prep benchmarks
 	$(MAKE) test
 
 clean:

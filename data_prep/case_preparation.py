@@ -20,16 +20,23 @@ from data_prep.npz_import import import_npz
 from data_prep.preparation_settings import PreparationSettings
 from data_prep.raw_case import RawCase
 from data_prep.totalsegmentator_command import run_totalsegmentator
-from vlm3d_ext.data.hounsfield_units import AIR_HU, low_percentile_hu
-from vlm3d_ext.data.intensity_windows import apply_window
-from vlm3d_ext.data.prepared_case import is_whole_case, prepared_case_paths, read_sidecar, write_prepared_case
+from vlm3d_ext.data.chunked_volume import CHUNKED_EXTENSION
+from vlm3d_ext.data.hounsfield_units import low_percentile_hu
+from vlm3d_ext.data.prepared_case import (
+    VOLUME_FORMATS,
+    is_whole_case,
+    prepared_case_files,
+    prepared_case_paths,
+    read_sidecar,
+    write_prepared_case,
+)
 from vlm3d_ext.data.scan import Rescale, Scan
-from vlm3d_ext.data.scan_reader import read_scan
+from vlm3d_ext.data.scan_reader import read_scan, write_chunked_mask
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 from vlm3d_ext.data.volume_resampling import (
     resample_binary_mask,
     resample_mask,
-    resample_volume,
+    resample_to_grey_levels,
     target_geometry,
     write_mask_nifti,
 )
@@ -45,7 +52,8 @@ __all__ = [
     "remove_prepared_files",
 ]
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_SPACE = {*_DISK_FULL, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,14 @@ class CaseOutcome:
         status: ``"prepared"``, ``"excluded"`` or ``"refused"``.
         reason: why, one line; empty for prepared cases.
         notes: remarks, in the order in which they were made.
+        disk_full: whether the reason is that there is no space left, for this case or any other.
     """
 
     volume_id: str
     status: str
     reason: str = ""
     notes: tuple[str, ...] = ()
+    disk_full: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +150,8 @@ def prepare_case(task: CaseTask) -> CaseOutcome:
             remove_prepared_files(task.output, task.case.volume_id)
         except OSError:
             pass
-        return CaseOutcome(task.case.volume_id, "refused", one_line(error, task.hidden_paths))
+        disk_full = isinstance(error, OSError) and error.errno in _DISK_FULL
+        return CaseOutcome(task.case.volume_id, "refused", one_line(error, task.hidden_paths), disk_full=disk_full)
     return CaseOutcome(task.case.volume_id, "prepared", notes=notes)
 
 
@@ -189,6 +200,7 @@ def _imported_volume(task: CaseTask) -> PreparedVolume:
     arrays = imported.case
     sidecar = {
         "volume_id": case.volume_id,
+        **_image_entry(task.settings, case.volume_id),
         "source": case.source,
         "source_format": "npz",
         **imported.description,
@@ -227,9 +239,8 @@ def _prepare_volume(
     case, settings = task.case, task.settings
     volume_id = case.volume_id if settings.depth_policy != "windows" else f"{case.volume_id}_window_{index}"
     notes = [*scan.notes, *lesions.notes]
-    hu = resample_volume(scan.hu, scan.geometry, target, fill=AIR_HU)
-    channels = [apply_window(hu, name) for name in settings.windows]
-    imgs = channels[0] if len(channels) == 1 else np.stack(channels)
+    channels = resample_to_grey_levels(scan.hu, scan.geometry, target, settings.windows)
+    imgs = channels[0] if len(channels) == 1 else channels
     gts = np.zeros(target.shape, dtype=np.uint8)
     if regions is not None:
         gts = add_pleura(resample_mask(regions, scan.geometry, target), target.spacing_mm)
@@ -242,6 +253,7 @@ def _prepare_volume(
             notes.append(f"{disease}: {num_voxels[disease]} voxels in the scan, all outside the prepared grid")
     sidecar = {
         "volume_id": volume_id,
+        **_image_entry(settings, volume_id),
         "source": case.source,
         "source_format": scan.source_format,
         "source_geometry": scan.source_geometry.to_dict(),
@@ -253,7 +265,9 @@ def _prepare_volume(
         "stored_values": list(case.stored_values) if case.stored_values else None,
         "hu_check": {"done": settings.check_hu, "low_percentile_hu": round(low_percentile_hu(scan.hu), 3)},
         "has_anatomical_mask": regions is not None,
-        "lesion_masks": {disease: _lesion_path(volume_id, disease) for disease in prepared_lesions},
+        "lesion_masks": {
+            disease: _lesion_path(volume_id, disease, settings.volume_format) for disease in prepared_lesions
+        },
         "lesion_masks_original_grid": {
             disease: _original_lesion_path(volume_id, disease) for disease in original_lesions
         },
@@ -282,7 +296,8 @@ def _prepare_volume(
 
 def _write(task: CaseTask, volume: PreparedVolume) -> None:
     for disease, mask in volume.lesion_masks.items():
-        write_mask_nifti(task.output / _lesion_path(volume.volume_id, disease), mask, volume.geometry)
+        path = task.output / _lesion_path(volume.volume_id, disease, task.settings.volume_format)
+        (write_chunked_mask if path.suffix == CHUNKED_EXTENSION else write_mask_nifti)(path, mask, volume.geometry)
     for disease, mask in volume.original_lesion_masks.items():
         write_mask_nifti(task.output / _original_lesion_path(volume.volume_id, disease), mask, volume.source_geometry)
     write_prepared_case(
@@ -292,11 +307,19 @@ def _write(task: CaseTask, volume: PreparedVolume) -> None:
         volume.gts,
         volume.geometry.spacing_mm,
         volume.sidecar,
+        task.settings.volume_format,
     )
 
 
-def _lesion_path(volume_id: str, disease: str) -> str:
-    return f"lesion_masks/{disease}/{volume_id}.nii.gz"
+def _image_entry(settings: PreparationSettings, volume_id: str) -> dict[str, str]:
+    """What a sidecar says of its volume's file: nothing where it has the usual name."""
+    usual, path = (prepared_case_paths("", volume_id, name)[0] for name in ("npz", settings.volume_format))
+    return {} if path == usual else {"image": path.as_posix()}
+
+
+def _lesion_path(volume_id: str, disease: str, volume_format: str) -> str:
+    extension = ".nii.gz" if volume_format == "npz" else CHUNKED_EXTENSION
+    return f"lesion_masks/{disease}/{volume_id}{extension}"
 
 
 def _original_lesion_path(volume_id: str, disease: str) -> str:
@@ -374,7 +397,13 @@ def remove_prepared_files(output: Path, volume_id: str) -> None:
 
 
 def _files_of(output: Path, volume_id: str) -> list[Path]:
-    """Every file that a prepared volume may have, the sidecar first."""
-    npz, sidecar = prepared_case_paths(output, volume_id)
-    paths_of = (_lesion_path, _original_lesion_path)
-    return [sidecar, npz, *(output / path_of(volume_id, disease) for path_of in paths_of for disease in DRAWN_DISEASES)]
+    """Every file that a prepared volume may have, in any format, the sidecar first."""
+    lesions = [
+        path
+        for disease in DRAWN_DISEASES
+        for path in (
+            *(_lesion_path(volume_id, disease, volume_format) for volume_format in VOLUME_FORMATS),
+            _original_lesion_path(volume_id, disease),
+        )
+    ]
+    return [*prepared_case_files(output, volume_id), *(output / path for path in lesions)]

@@ -15,7 +15,7 @@ from data_prep.phantom_reports import NOT_GIVEN
 from data_prep.progress import progress_bar
 from data_prep.template_reports import TemplateReport, write_template_report
 from vlm3d_ext.data.case_manifest import CaseManifest
-from vlm3d_ext.data.prepared_case import PreparedCaseError, read_prepared_npz
+from vlm3d_ext.data.prepared_case import PreparedCaseError, read_prepared_case
 from vlm3d_ext.data.scan_reader import UnusableScanError, read_mask
 from vlm3d_ext.text.label_set import LabelSet, load_label_set
 from vlm3d_ext.text.lesion_locations import LesionLocationInjector
@@ -140,7 +140,7 @@ def _template_report(
     masks = {key: read_mask(path)[0] > 0 for key, path in case["lesion_masks"].items()}
     locations = []
     if any(mask.any() for mask in masks.values()):
-        prepared = read_prepared_npz(case["image"])
+        prepared = read_prepared_case(case["image"])
         for key, mask in masks.items():
             if mask.shape != prepared.gts.shape:
                 raise UnusableScanError(

@@ -74,7 +74,7 @@ def _case_entry(case: RawCase, sidecar: Mapping[str, Any], not_annotated: Collec
         "volume_id": volume_id,
         "scan_id": case.scan_id,
         "patient_id": case.patient_id,
-        "image": f"volumes/{volume_id}.npz",
+        "image": sidecar.get("image", f"volumes/{volume_id}.npz"),
         "geometry": f"volumes/{volume_id}.json",
         "has_anatomical_mask": sidecar["has_anatomical_mask"],
         "labels": list(case.labels),

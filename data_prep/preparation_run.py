@@ -2,16 +2,19 @@
 
 A run may be killed at any moment and started again. A case is finished when its sidecar exists; the sidecar holds a
 digest of the settings (other settings stop the run, so that no data set is half of each) and a digest of its inputs
-(other inputs make the case again).
+(other inputs make the case again). One bad file or dead process costs its case only; a full disk or a lost cluster
+would cost every case to come, and stops the run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +27,22 @@ from data_prep.case_preparation import (
     read_finished_sidecars,
     remove_prepared_files,
 )
+from data_prep.dask_cluster import ClusterLost
 from data_prep.lesion_labels import EMPTY, contradiction_remarks, contradictions, disease_labels
 from data_prep.lesion_mask_sources import find_all_lesion_masks
 from data_prep.manifest import build_log, build_manifest, label_remarks
+from data_prep.memory_need import memory_refusal
 from data_prep.preparation_settings import PreparationSettings, digest_of
 from data_prep.progress import progress_bar
 from data_prep.raw_case import LayoutError, RawCase, RawDataset
-from data_prep.worker_pool import WorkerDied, run_tasks
+from data_prep.worker_pool import TaskRunner, WorkerDied, run_tasks
 from vlm3d_ext.data.atomic_files import TEMPORARY_SUFFIX, write_json
 from vlm3d_ext.data.patient_split import choose_held_out_patients
 from vlm3d_ext.data.prepared_case import PreparedCaseError, read_sidecar
 from vlm3d_ext.data.scan import Scan, UnusableScanError
 from vlm3d_ext.text.label_set import LabelSet
 
-__all__ = ["MaskSources", "PreparationResult", "plan_cases", "run_preparation"]
+__all__ = ["MaskSources", "PreparationResult", "RunStopped", "plan_cases", "run_preparation"]
 
 LOG_NAME = "preparation_log.json"
 MANIFEST_NAME = "manifest.json"
@@ -64,6 +69,10 @@ class MaskSources:
     rexgrounding_folder: Path | None = None
     totalsegmentator_lesions: Path | None = None
     resample_lesion_masks: bool = False
+
+
+class RunStopped(RuntimeError):
+    """The run cannot go on, and can be taken up again; one line says why, how far it came, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,8 @@ def run_preparation(
     validation_fraction: float = 0.0,
     seed: int = 0,
     num_workers: int = 1,
+    run: TaskRunner | None = None,
+    max_memory_bytes: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     inspect_scan: Callable[[Path, Scan], Sequence[str]] | None = None,
@@ -205,6 +216,8 @@ def run_preparation(
             they are.
         seed: of that choice.
         num_workers: processes; 0 works in this one.
+        run: works on the cases, in place of such processes; called when the output folder is there.
+        max_memory_bytes: refuse a case that would need more memory than this (`data_prep.memory_need`), unread.
         overwrite: forget what was prepared before.
         quiet: no progress bar.
         inspect_scan: a picklable function of a scan's path and the scan that returns notes on it, or raises
@@ -213,7 +226,8 @@ def run_preparation(
     Raises:
         LayoutError: if the output holds cases of other settings (without `overwrite`), is the raw data's own folder,
             or another run is busy in it.
-        OSError: if the output cannot be written.
+        RunStopped: if the cluster that works on the cases is lost.
+        OSError: if the output cannot be written, or its disk is full; cases that are finished stay.
     """
     if output.resolve() == dataset.root.resolve():
         raise LayoutError(
@@ -227,7 +241,10 @@ def run_preparation(
             _forget_prepared_cases(output)
         plan = plan_cases(dataset, settings, masks, output, inspect_scan)
         unfinished = _unfinished_tasks(plan.tasks, settings, output)
-        fresh = _run_pool(unfinished, len(plan.tasks), num_workers, quiet)
+        if run is None:
+            run = partial(run_tasks, num_workers=min(num_workers, len(unfinished)))
+        fresh = _run(run, unfinished, len(plan.tasks), max_memory_bytes, quiet)
+        _remove_leftovers(output)  # of workers that were killed
         outcomes = list(plan.outcomes)
         prepared: list[RawCase] = []
         sidecars = {}
@@ -342,22 +359,39 @@ def _unfinished_tasks(tasks: Sequence[CaseTask], settings: PreparationSettings, 
     return unfinished
 
 
-def _run_pool(tasks: Sequence[CaseTask], total: int, num_workers: int, quiet: bool) -> dict[str, CaseOutcome]:
-    outcomes = {}
-    workers = min(num_workers, len(tasks))
+def _run(
+    run: TaskRunner, tasks: Sequence[CaseTask], total: int, max_memory_bytes: int | None, quiet: bool
+) -> dict[str, CaseOutcome]:
+    outcomes: dict[str, CaseOutcome] = {}
+    function: Callable[[CaseTask], CaseOutcome] = prepare_case
+    if max_memory_bytes is not None:
+        function = partial(_prepare_within, function, max_memory_bytes)
     with progress_bar(total, total - len(tasks), "case", quiet) as progress:
-        for index, result in run_tasks(prepare_case, tasks, workers):
-            task = tasks[index]
-            if isinstance(result, Exception):
-                result = CaseOutcome(task.case.volume_id, "refused", _pool_failure(task, result))
-                with contextlib.suppress(OSError):
-                    remove_prepared_files(task.output, task.case.volume_id)
-            outcomes[task.case.volume_id] = result
-            progress.update()
+        try:
+            for index, result in run(function, tasks):
+                task = tasks[index]
+                if isinstance(result, Exception):
+                    result = CaseOutcome(task.case.volume_id, "refused", _worker_failure(task, result))
+                    with contextlib.suppress(OSError):
+                        remove_prepared_files(task.output, task.case.volume_id)
+                if result.disk_full:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                outcomes[task.case.volume_id] = result
+                progress.update()
+        except ClusterLost as error:
+            num_done = total - len(tasks) + sum(outcome.status == "prepared" for outcome in outcomes.values())
+            raise RunStopped(
+                f"{error}; {num_done} of {total} cases are done and kept; start the same command again to go on."
+            ) from None
     return outcomes
 
 
-def _pool_failure(task: CaseTask, error: Exception) -> str:
+def _prepare_within(prepare: Callable[[CaseTask], CaseOutcome], max_memory_bytes: int, task: CaseTask) -> CaseOutcome:
+    reason = memory_refusal(task, max_memory_bytes)
+    return prepare(task) if reason is None else CaseOutcome(task.case.volume_id, "refused", reason)
+
+
+def _worker_failure(task: CaseTask, error: Exception) -> str:
     if isinstance(error, WorkerDied):
         return (
             f"{task.case.source}: the process that worked on it ended with {error} (out of memory?); start again with "

@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.anatomical_masks import PLEURA_THICKNESS_MM, MaskCoding
 from vlm3d_ext.data.depth_policies import DEPTH_POLICIES
 from vlm3d_ext.data.intensity_windows import DEFAULT_WINDOW, window_centre_width
+from vlm3d_ext.data.prepared_case import VOLUME_FORMATS
 
 __all__ = ["ANATOMICAL_MASK_MODES", "PreparationSettings", "digest_of"]
 
@@ -41,6 +42,7 @@ class PreparationSettings:
         windows: names of intensity windows, one image channel each.
         check_hu: refuse scans whose air is not where air lies.
         mask_coding: what the numbers of anatomical masks mean.
+        volume_format: how prepared volumes and masks are stored: ``"npz"``, or ``"blosc2"``, chunked.
 
     Raises:
         ValueError: if a value is out of range or a name unknown.
@@ -52,6 +54,7 @@ class PreparationSettings:
     windows: tuple[str, ...] = (DEFAULT_WINDOW,)
     check_hu: bool = True
     mask_coding: MaskCoding = field(default_factory=MaskCoding)
+    volume_format: str = "npz"
 
     def __post_init__(self) -> None:
         if len(self.spatial_size) != 3 or min(self.spatial_size) < 2:
@@ -66,9 +69,14 @@ class PreparationSettings:
             raise ValueError(f"--window must name different intensity windows, got {list(self.windows)}.")
         for name in self.windows:
             window_centre_width(name)
+        if self.volume_format not in VOLUME_FORMATS:
+            raise ValueError(f"--volume-format must be one of {list(VOLUME_FORMATS)}, got {self.volume_format!r}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON content; settings that have no effect (a spacing under ``"resample"``) are left out."""
+        """Return plain JSON content; settings that have no effect (a spacing under ``"resample"``) are left out.
+
+        So is the format ``"npz"``, for cases prepared before there was another to stay finished.
+        """
         content = {
             "format_version": _FORMAT_VERSION,
             "spatial_size": list(self.spatial_size),
@@ -81,6 +89,8 @@ class PreparationSettings:
         }
         if self.depth_policy != "resample":
             content["spacing_mm"] = list(self.spacing_mm)
+        if self.volume_format != "npz":
+            content["volume_format"] = self.volume_format
         return content
 
     @classmethod
@@ -116,6 +126,7 @@ class PreparationSettings:
                 windows=tuple(names),
                 check_hu=bool(content["check_hu"]),
                 mask_coding=MaskCoding(**content["mask_coding"]),
+                volume_format=content.get("volume_format", cls.volume_format),
             )
         except TypeError:
             raise ValueError(

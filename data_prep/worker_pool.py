@@ -1,7 +1,8 @@
 """A pool of processes that outlives its workers.
 
 `concurrent.futures` gives up the whole pool when one worker is killed (by the kernel, for memory, say). Here each
-worker has one task and one pipe of its own, so a death costs its task only, and a new worker takes the place.
+worker has one task and one pipe of its own, so a death costs its task only, and a new worker takes the place. The task
+is tried again at the end, when nothing else is left to compete with it for memory, as often as asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-__all__ = ["WorkerDied", "run_tasks"]
+from data_prep.one_thread import use_one_thread
+
+__all__ = ["TaskRunner", "WorkerDied", "run_tasks"]
+
+TaskRunner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
+"""What runs a function on tasks and yields (index of the task, result or exception) as they come: `run_tasks` with its
+further arguments bound, or `data_prep.dask_cluster.run_on_cluster`."""
 
 
 class WorkerDied(RuntimeError):
@@ -23,7 +30,7 @@ class WorkerDied(RuntimeError):
 
 
 def run_tasks(
-    function: Callable[[Any], Any], tasks: Sequence[Any], num_workers: int
+    function: Callable[[Any], Any], tasks: Sequence[Any], num_workers: int, num_retries: int = 0
 ) -> Iterator[tuple[int, Any | Exception]]:
     """Yield (index of the task, result), as they come.
 
@@ -32,6 +39,7 @@ def run_tasks(
             sees nothing of this process's state. 0 workers run it right here.
         tasks: picklable tasks, begun in order.
         num_workers: number of processes.
+        num_retries: how often a task is begun again, after all others, when the process that worked on it died.
 
     Yields:
         The result, or the exception that `function` raised, or `WorkerDied`.
@@ -41,6 +49,7 @@ def run_tasks(
             yield index, _call(function, task)
         return
     waiting = deque(enumerate(tasks))
+    deaths = [0] * len(tasks)
     workers: list[_Worker] = []
     try:
         while waiting or workers:
@@ -51,12 +60,17 @@ def run_tasks(
             for worker in [worker for worker in workers if worker.connection in ready]:
                 index, result = worker.collect()
                 died = isinstance(result, WorkerDied)
+                again = died and deaths[index] < num_retries
                 if waiting and not died:
                     worker.begin(*waiting.popleft())
                 else:
                     workers.remove(worker)
                     worker.stop()
-                yield index, result
+                if again:
+                    deaths[index] += 1
+                    waiting.append((index, tasks[index]))
+                else:
+                    yield index, result
     finally:
         for worker in workers:
             worker.stop(kill=True)
@@ -94,6 +108,7 @@ class _Worker:
 
 def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it stops us
+    use_one_thread()
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A worker must not go on writing when the run it belongs to is dead and perhaps started again.

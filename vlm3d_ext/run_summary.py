@@ -115,6 +115,7 @@ def _classification_lines(folder: Path) -> list[str]:
 
 _SIZES = ("small", "medium", "large")
 _RIVAL = "localization_segresnet"
+_SECOND_RIVAL = "localization_attention_unet"
 
 
 def _localization_lines(folder: Path) -> list[str]:
@@ -141,6 +142,10 @@ def _localization_lines(folder: Path) -> list[str]:
             f"{_shown(row['ceiling_dice']):>9}{_shown(row['sensitivity']):>7}{_shown(row['precision']):>11}"
             f"{_shown(row['false_positives_per_negative_scan']):>7}{_shown(row['froc_1']):>8}"
         )
+    second = _read(folder / _SECOND_RIVAL / "eval" / "localization.json")
+    if second is not None:
+        dice = [*((row["disease"], row["dice"]) for row in second["per_disease"]), ("mean", second["mean"]["dice"])]
+        lines.append(f"Dice of MONAI's AttentionUnet: {', '.join(f'{name} {_shown(value)}' for name, value in dice)}")
     sizes = {"small": "small: < 10 voxels", "medium": "medium: 10 to 1000", "large": "large: > 1000"}
     lines.append("".join([f"{'':22}", *(f"{sizes[size]:>30}" for size in _SIZES)]))
     lines.append(f"{'lesions by size':22}" + f"{'lesions':>9}{'Dice':>7}{'found':>7}{'ceil.':>7}" * len(_SIZES))

@@ -35,7 +35,7 @@ from vlm3d_ext.engines.challenge_classification_score import main as score_chall
 from vlm3d_ext.lineage import read_lineage
 from vlm3d_ext.networks.blocks.prompted_text_encoder import PromptedTextEncoder
 from vlm3d_ext.text.label_set import load_label_set
-from vlm3d_ext.transforms import LoadFeaturesd, prepared_case_transforms
+from vlm3d_ext.transforms import LoadFeaturesd, network_image, prepared_case_transforms
 
 # what the labels of the tiny release say something about; 16 findings have no positive there, or are unknown
 TRAINABLE = ["Cardiomegaly", "Pleural effusion"]
@@ -207,6 +207,7 @@ def test_extracted_features_are_those_on_the_fly(features, classification_run, p
     for use_mask in (True, False):
         loaded = prepared_case_transforms(use_mask)(case)
         batch = {name: loaded[name][None] for name in ("image", "anatomical_mask", "spacing_mm")}
+        batch["image"] = network_image(batch)
         with torch.no_grad():
             on_the_fly = network.features(**batch, use_anatomical_mask=loaded["use_anatomical_mask"][None])[0]
         found[use_mask] = load_features({**case, "use_anatomical_mask": use_mask})["features"]

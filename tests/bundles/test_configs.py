@@ -13,16 +13,16 @@ from vlm3d_ext.engines.checked_overrides import check_overrides
 BUNDLE_NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
 CONFIGS = sorted(BUNDLES.glob("*/configs/**/*.json")) + sorted((BUNDLES / "_overlays").glob("*.json"))
 # the localizer has three stages to write out, and crops, targets and thresholds beside them
-MOST_LINES = {"train": 210, "inference": 125, "evaluate": 72, "localization/train": 225}
+MOST_LINES = {"train": 210, "inference": 126, "evaluate": 72, "localization/train": 225}
 # the report generator begins with the evidence of three other networks, at training and at inference
 MOST_LINES |= {"report_generation/train": 245, "report_generation/inference": 175}
 # the joint network has the parts of four bundles, and its inference writes what four would
-MOST_LINES |= {"multitask/train": 330, "multitask/inference": 190, "multitask/evaluate": 95}
+MOST_LINES |= {"multitask/train": 330, "multitask/inference": 195, "multitask/evaluate": 95}
 KNOBS = {"dataset_dir", "manifest", "run_dir", "ckpt_dir", "output_dir", "epochs", "batch_size", "global_batch_size",
          "learning_rate", "seed", "resume", "amp", "num_workers", "max_cases"}  # fmt: skip
 
 # arguments of networks that change nothing outside training
-TRAINING_ONLY = {"max_noise", "use_checkpoint"}
+TRAINING_ONLY = {"max_noise", "activation_checkpointing", "gradient_checkpointing"}
 SHARED_WIRING = {
     "train": ["device", "accumulation_steps", "manifest", "ckpt_dir", "output_dir", "network", "loss::_target_",
               "optimizer::_target_", "optimizer::lr", "optimizer::params::network", "lr_scheduler", "case_manifest",
@@ -75,8 +75,8 @@ def test_every_target_exists(path):
 @pytest.mark.parametrize("bundle", BUNDLE_NAMES)
 def test_train_and_inference_agree(bundle):
     train, inference = (_load(BUNDLES / bundle / "configs" / f"{name}.json") for name in ("train", "inference"))
-    assert _without(TRAINING_ONLY, train["network_def"]) == inference["network_def"]
-    for key in re.findall(r"@(\w+)", json.dumps(inference["network_def"])):
+    assert _without(TRAINING_ONLY, train["network_def"]) == _without(TRAINING_ONLY, inference["network_def"])
+    for key in set(re.findall(r"@(\w+)", json.dumps(inference["network_def"]))) - TRAINING_ONLY:
         assert train[key] == inference[key], f"{key} differs between {bundle}'s train.json and inference.json"
     assert train.keys() >= KNOBS, f"missing: {KNOBS - train.keys()}"
     assert train["bundle_root"] == inference["bundle_root"]

@@ -221,7 +221,7 @@ def test_frozen_parts_stay_bit_equal(multitask_options, runs, tmp_path):
 def test_gradient_checkpointing_changes_nothing(multitask_options, tmp_path):
     plain, checkpointed = tmp_path / "plain", tmp_path / "checkpointed"
     train(multitask_options(plain, max_cases=4))
-    less_memory = {"use_checkpoint": True, "gradient_checkpointing": True}
+    less_memory = {"activation_checkpointing": "selective", "gradient_checkpointing": True}
     train(multitask_options(checkpointed, max_cases=4, **less_memory))
     assert_same_curve(plain, checkpointed)
 

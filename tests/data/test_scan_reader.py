@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.data.test_volume_geometry import OBLIQUE
+from vlm3d_ext.data.chunked_volume import write_chunked_volume
 from vlm3d_ext.data.hounsfield_units import check_hounsfield_units, low_percentile_hu, to_hounsfield_units
-from vlm3d_ext.data.scan_reader import Rescale, UnusableScanError, read_mask, read_scan
-from vlm3d_ext.data.volume_geometry import LPS_FROM_RAS
+from vlm3d_ext.data.scan_reader import Rescale, UnusableScanError, read_mask, read_scan, write_chunked_mask
+from vlm3d_ext.data.volume_geometry import LPS_FROM_RAS, VolumeGeometry
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 LPS_AFFINE = np.diag([-0.8, -0.7, 2.5, 1.0])
@@ -397,6 +398,33 @@ def test_values_that_are_no_labels(tmp_path, value, message):
     path = save(tmp_path / "m.nii.gz", labels)
     with pytest.raises(UnusableScanError, match=message):
         read_mask(path)
+
+
+def test_chunked_masks_keep_values_and_grid(tmp_path):
+    geometry = VolumeGeometry.from_spacing((3, 5, 7), (2.5, 0.8, 0.7))
+    mask = np.zeros((3, 5, 7), bool)
+    mask[1, 2, 3:5] = True
+    for values in (mask, mask * np.uint8(17)):
+        write_chunked_mask(tmp_path / "m.b2nd", values, geometry)
+        labels, found = read_mask(tmp_path / "m.b2nd")
+        assert labels.dtype == np.uint8 and found == geometry
+        np.testing.assert_array_equal(labels, values)
+
+
+def test_chunked_masks_that_are_refused(tmp_path):
+    geometry = VolumeGeometry.from_spacing((3, 5, 7), (2.5, 0.8, 0.7))
+    path = tmp_path / "m.b2nd"
+    with pytest.raises(ValueError, match="canonical grid"):
+        write_chunked_mask(path, np.zeros((3, 5, 8), np.uint8), geometry)
+    turned = VolumeGeometry((3, 5, 7), np.diag([-1.0, 1, 1, 1]))
+    with pytest.raises(ValueError, match="canonical grid"):
+        write_chunked_mask(path, np.zeros((3, 5, 7), np.uint8), turned)
+    with pytest.raises(UnusableScanError, match="no such file"):
+        read_mask(path)
+    for description in ({}, {"geometry": {"shape": [3, 5, 8], "affine_lps": np.eye(4).tolist()}}):
+        write_chunked_volume(path, np.zeros((3, 5, 7), np.uint8), description)
+        with pytest.raises(UnusableScanError, match=r"m\.b2nd: its description holds no grid"):
+            read_mask(path)
 
 
 # Real scans

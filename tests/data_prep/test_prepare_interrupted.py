@@ -1,5 +1,6 @@
 """Preparation killed at random moments and started again gives the bytes of one uninterrupted run."""
 
+import errno
 import os
 import random
 import signal
@@ -116,3 +117,47 @@ def die_on_case_7(task):
     if task.case.volume_id == "train_7_a_1":
         os.kill(os.getpid(), signal.SIGKILL)
     return case_preparation.prepare_case(task)
+
+
+def test_a_worker_that_dies_once_costs_nothing(release, tmp_path, monkeypatch):
+    arguments = ["--source", str(release.root), *SIZE, "--workers", "2"]
+    assert main([*arguments, "--output", str(tmp_path / "whole")]) == 3
+    monkeypatch.setattr(preparation_run, "prepare_case", die_on_case_7_once)
+
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 3
+
+    (tmp_path / "out" / "died").unlink()
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+def die_on_case_7_once(task):
+    if task.case.volume_id == "train_7_a_1" and not (task.output / "died").exists():
+        (task.output / "died").write_bytes(b"")
+        (task.output / "volumes" / ".train_7_a_1.npz.x.partial").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return case_preparation.prepare_case(task)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_ends_the_run_and_what_is_done_stays(release, tmp_path, monkeypatch, capsys, code):
+    real = case_preparation.write_prepared_case
+    calls = []
+
+    def until_the_disk_is_full(*arguments):
+        calls.append(arguments)
+        if len(calls) > 5:
+            raise OSError(code, os.strerror(code))
+        real(*arguments)
+
+    arguments = ["--source", str(release.root), "--output", str(tmp_path / "out"), *SIZE, "--workers", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(case_preparation, "write_prepared_case", until_the_disk_is_full)
+        assert main(arguments) == 2
+
+    assert len(calls) == 6, "the cases to come would not fit either"
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "disk full" in message and "free space" in message and "finished cases are kept" in message
+    assert finished(tmp_path / "out") == 5 and not (tmp_path / "out" / "manifest.json").exists()
+    assert main(arguments) == 3
+    assert main([*arguments[:3], str(tmp_path / "whole"), *arguments[4:]]) == 3
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")

@@ -43,3 +43,36 @@ def test_stopping_early_leaves_no_process():
 
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def die_at_first(path):
+    if not path.exists():
+        path.write_bytes(b"")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path.name
+
+
+def test_a_task_whose_worker_died_is_tried_again_last(tmp_path):
+    tasks = [tmp_path / name for name in "abcd"]
+    for path in tasks[1:]:
+        path.write_bytes(b"")
+
+    assert list(run_tasks(die_at_first, tasks, 1, num_retries=1)) == [(1, "b"), (2, "c"), (3, "d"), (0, "a")]
+
+
+def test_retries_come_to_an_end():
+    results = dict(run_tasks(work, [1, "die", 2], 2, num_retries=2))
+
+    assert sorted(results) == [0, 1, 2] and isinstance(results[1], WorkerDied)
+
+
+def threads_of_blas(_):
+    import numpy  # noqa: F401 - loads a BLAS
+    import threadpoolctl
+
+    return [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+
+
+def test_workers_compute_in_one_thread():
+    (_, threads), *_ = run_tasks(threads_of_blas, [None], 1)
+    assert threads and set(threads) == {1}

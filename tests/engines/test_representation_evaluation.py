@@ -14,6 +14,7 @@ from vlm3d_ext.engines.representation_evaluation import (
 )
 from vlm3d_ext.metrics import intensity_histogram
 from vlm3d_ext.networks.layers import region_shares_of_mask, volume_to_patches
+from vlm3d_ext.transforms import network_image
 
 CPU = torch.device("cpu")
 
@@ -21,11 +22,12 @@ CPU = torch.device("cpu")
 def _whole(loader):
     """Return all of a loader's cases as one batch."""
     batches = list(loader)
-    return {
+    whole = {
         name: torch.cat([batch[name] for batch in batches])
         for name, value in batches[0].items()
         if isinstance(value, torch.Tensor)
     }
+    return {**whole, "image": network_image(whole)}
 
 
 def test_errors_of_constant_predictions_by_hand(tmp_path):

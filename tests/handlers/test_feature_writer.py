@@ -7,11 +7,12 @@ from tests.prepared_release import make_prepared_release
 from vlm3d_ext.data.case_manifest import CaseManifest
 from vlm3d_ext.data.feature_store import FeatureStore
 from vlm3d_ext.data.seeded_dataset import SeededDataset
+from vlm3d_ext.data.threaded_loader import ThreadedDataLoader
 from vlm3d_ext.engines.feature_extraction import run_pending
 from vlm3d_ext.engines.keyword_batch import PrepareKeywordBatch
 from vlm3d_ext.handlers import FeatureWriter
 from vlm3d_ext.networks.nets import ThreeDVisionEncoder
-from vlm3d_ext.transforms import prepared_case_transforms
+from vlm3d_ext.transforms import network_image, prepared_case_transforms
 
 SMALL = {
     "patch_size": (4, 8, 8),
@@ -33,7 +34,7 @@ def _extract(encoder, store, cases, batch_size=2):
     dataset = SeededDataset(store.pending(cases), prepared_case_transforms())
     evaluator = SupervisedEvaluator(
         device="cpu",
-        val_data_loader=torch.utils.data.DataLoader(dataset, batch_size),
+        val_data_loader=ThreadedDataLoader(dataset, batch_size, num_workers=2),
         network=encoder,
         prepare_batch=PrepareKeywordBatch(["anatomical_mask", "spacing_mm", "use_anatomical_mask"]),
         val_handlers=[FeatureWriter(store)],
@@ -52,7 +53,7 @@ def test_stored_features_are_those_of_the_encoder(tmp_path, encoder):
         sample = transform(case)
         with torch.no_grad():
             features = encoder(
-                sample["image"][None],
+                network_image({"image": sample["image"][None]}),
                 sample["anatomical_mask"][None] if sample["has_anatomical_mask"] else None,
                 sample["spacing_mm"][None],
             )

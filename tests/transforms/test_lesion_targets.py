@@ -301,7 +301,8 @@ def test_the_chain_gives_what_training_and_validation_take(tmp_path):
     drawn = [case for case in cases.balanced("training") if case["volume_id"] in ("train_3_a_1", "train_14_a_1")][:2]
     train = SeededDataset(drawn, localization_transforms("chest_ct_5", CROP, PATCH, intensity_augmentation=0.1))
     batch = collate_padded([train[0], train[1]])
-    assert set(batch) == {"volume_id", "image", "spacing_mm", "target", "crop_start", "valid_size"}
+    drawn_names = {"crop_start", "intensity_factor", "intensity_offset"}
+    assert set(batch) == {"volume_id", "image", "spacing_mm", "target", "valid_size", *drawn_names}
     assert batch["target"].shape == (2, 2, 5, *CROP) and batch["image"].shape == (2, 1, 14, 24, 32)
 
     whole = localization_transforms("chest_ct_5")

@@ -11,11 +11,20 @@ import numpy as np
 
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
-__all__ = ["are_parallel", "average_onto_coarser_axes", "overlap_weights"]
+__all__ = [
+    "COARSER",
+    "are_parallel",
+    "average_onto_coarser_axes",
+    "average_terms",
+    "overlap_weights",
+    "weighted_sum",
+]
+
+COARSER = 1 + 1e-6
+"""Ratio of spacings above which an axis is averaged. Spacings computed along different ways differ by rounding; an axis
+that is no coarser is left to interpolation."""
 
 _DIRECTION_TOLERANCE = 1e-4
-# Spacings computed along different ways differ by rounding; an axis that is no coarser is left to interpolation.
-_COARSER = 1 + 1e-6
 # As in interpolation, which asks whether the new voxel's centre lies inside.
 _LEAST_COVERED = 0.5 - 1e-9
 
@@ -74,7 +83,7 @@ def average_onto_coarser_axes(
     for axis in range(3):
         column = 2 - axis
         ratio = target.spacing_mm[axis] / geometry.spacing_mm[axis]
-        if ratio <= _COARSER:
+        if ratio <= COARSER:
             continue
         first_edge = first_centre[column] + 0.5 - ratio / 2
         weights = overlap_weights(array.shape[axis], target.shape[axis], first_edge, ratio)
@@ -86,21 +95,43 @@ def average_onto_coarser_axes(
 
 
 def _weighted_sums(array: np.ndarray, weights: np.ndarray, axis: int, fill: float) -> np.ndarray:
-    """Return float32 sums along `axis`.
+    planes = np.moveaxis(array, axis, 0)
+    if axis == 2:
+        planes = np.ascontiguousarray(planes)
+    covered, terms = average_terms(weights)
+    sums = np.empty((len(weights), *planes.shape[1:]), dtype=np.float32)
+    sums[: covered.start] = fill
+    sums[covered.stop :] = fill
+    for out, (indices, shares) in zip(sums[covered], terms, strict=True):
+        weighted_sum(planes, indices, shares, out)
+    return np.ascontiguousarray(np.moveaxis(sums, 0, axis))
+
+
+def average_terms(weights: np.ndarray) -> tuple[slice, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return which target voxels the source covers by half or more, and of what each of those is the average.
+
+    Args:
+        weights: of `overlap_weights`.
+
+    Returns:
+        covered: the target voxels, which lie side by side; for an empty range nothing is covered.
+        terms: for each of them the indices of source voxels, ascending, and their float32 shares, which add up to 1.
+    """
+    sums = weights.sum(axis=1)
+    covered = np.flatnonzero(sums >= _LEAST_COVERED)
+    terms = [(np.flatnonzero(weights[m]), weights[m]) for m in covered]
+    box = slice(int(covered[0]), int(covered[-1]) + 1) if len(covered) else slice(0, 0)
+    return box, [(n, (row[n] / row.sum()).astype(np.float32)) for n, row in terms]
+
+
+def weighted_sum(planes: np.ndarray, indices: np.ndarray, shares: np.ndarray, out: np.ndarray) -> None:
+    """Put the sum of `shares` * `planes[indices]` into `out`, all in float32.
 
     Term by term rather than by matrix product: a product's order of additions differs from processor to processor, and
     prepared files must not.
     """
-    planes = np.moveaxis(array, axis, 0)
-    if axis == 2:
-        planes = np.ascontiguousarray(planes)
-    sums = np.empty((len(weights), *planes.shape[1:]), dtype=np.float32)
-    for out, row in zip(sums, weights, strict=True):
-        covered = row.sum()
-        if covered < _LEAST_COVERED:
-            out[...] = fill
-            continue
-        out[...] = 0
-        for n in np.flatnonzero(row):
-            out += np.float32(row[n] / covered) * planes[n].astype(np.float32)
-    return np.ascontiguousarray(np.moveaxis(sums, 0, axis))
+    np.multiply(planes[indices[0]], shares[0], out=out, dtype=np.float32, casting="same_kind")
+    term = np.empty_like(out)
+    for n, share in zip(indices[1:], shares[1:], strict=True):
+        np.multiply(planes[n], share, out=term, dtype=np.float32, casting="same_kind")
+        out += term

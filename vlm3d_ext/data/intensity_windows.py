@@ -38,7 +38,9 @@ def window_centre_width(window: str | tuple[float, float]) -> tuple[float, float
     return numbers[0], numbers[1]
 
 
-def apply_window(hu: np.ndarray, window: str | tuple[float, float] = DEFAULT_WINDOW) -> np.ndarray:
+def apply_window(
+    hu: np.ndarray, window: str | tuple[float, float] = DEFAULT_WINDOW, out: np.ndarray | None = None
+) -> np.ndarray:
     """Map HU to uint8: 0 at centre - width / 2 and below, 255 at centre + width / 2 and above, linear and rounded half
     to even between.
 
@@ -46,28 +48,38 @@ def apply_window(hu: np.ndarray, window: str | tuple[float, float] = DEFAULT_WIN
     type, so an int16 volume and the same volume as float32 give the same bytes.
 
     Args:
-        hu: any shape, int16 or floating, in HU.
+        hu: any shape, int16 or floating, in HU; not changed.
         window: a name in `INTENSITY_WINDOWS`, or (centre, width) in HU.
+        out: uint8 array of the shape of `hu`, contiguous or not, to put the result into.
 
     Returns:
-        uint8 array of the shape of `hu`.
+        uint8 array of the shape of `hu`; `out` if it was given.
 
     Raises:
-        ValueError: for an unknown window, or NaN in `hu`, which has no grey level.
+        ValueError: for an unknown window, an `out` of another shape or type, or NaN in `hu`, which has no grey level.
     """
     centre, width = window_centre_width(window)
+    if out is None:
+        out = np.empty(hu.shape, dtype=np.uint8)
+    elif out.shape != hu.shape or out.dtype != np.uint8:
+        raise ValueError(f"out must be uint8 of shape {hu.shape}, got {out.dtype} of shape {out.shape}.")
     if hu.dtype == np.int16:
         # 65,536 values are cheaper to window than the 70 million voxels of a chest.
-        levels = _grey_levels(np.arange(-32768, 32768, dtype=np.float32), centre, width)
-        return np.take(levels, hu.view(np.uint16) ^ np.uint16(0x8000))
-    if np.isnan(hu).any():
+        levels = np.empty(65536, dtype=np.uint8)
+        _put_grey_levels(np.arange(-32768, 32768, dtype=np.float32), centre, width, levels)
+        out[...] = np.take(levels, hu.view(np.uint16) ^ np.uint16(0x8000))
+        return out
+    if hu.size and np.isnan(hu.min()):
         raise ValueError("cannot window a volume that holds NaN; expected HU; check how it was resampled.")
-    return _grey_levels(hu.astype(np.float32), centre, width)
+    _put_grey_levels(hu.astype(np.float32, copy=False), centre, width, out)
+    return out
 
 
-def _grey_levels(values: np.ndarray, centre: float, width: float) -> np.ndarray:
-    """Window float32 `values` in place and return them as uint8."""
-    values -= np.float32(centre - width / 2)
-    values *= np.float32(255 / width)
-    np.clip(values, 0, 255, out=values)
-    return np.rint(values, out=values).astype(np.uint8)
+def _put_grey_levels(values: np.ndarray, centre: float, width: float, out: np.ndarray) -> None:
+    """Window float32 `values` into `out`."""
+    levels = np.empty(values.shape, dtype=np.float32)
+    np.subtract(values, np.float32(centre - width / 2), out=levels)
+    levels *= np.float32(255 / width)
+    np.clip(levels, 0, 255, out=levels)
+    np.rint(levels, out=levels)
+    np.copyto(out, levels, casting="unsafe")

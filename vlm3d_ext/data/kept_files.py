@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -34,6 +35,7 @@ class KeptFiles:
         self.max_bytes = int(max_mib * _BYTES_PER_MIB)
         self.num_bytes = 0
         self._kept: dict[str, tuple[tuple[int, int], Arrays]] = {}
+        self._lock = threading.Lock()
 
     def read(self, path: str | os.PathLike, reader: Callable[[str], Arrays]) -> Arrays:
         """Return what `reader` gives for a file, from memory where it is there; these arrays cannot be written to.
@@ -47,19 +49,29 @@ class KeptFiles:
             return reader(path)
         status = os.stat(path)
         version = (status.st_mtime_ns, status.st_size)
-        if path in self._kept:
-            kept_version, arrays = self._kept[path]
+        with self._lock:
+            kept_version, arrays = self._kept.get(path, (None, ()))
             if kept_version == version:
                 return arrays
-            del self._kept[path]
-            self.num_bytes -= _num_bytes(arrays)
+            if kept_version is not None:
+                del self._kept[path]
+                self.num_bytes -= _num_bytes(arrays)
         arrays = reader(path)
-        if self.num_bytes + _num_bytes(arrays) <= self.max_bytes:
-            for array in arrays:
-                array.setflags(write=False)
-            self._kept[path] = (version, arrays)
-            self.num_bytes += _num_bytes(arrays)
+        with self._lock:
+            if path not in self._kept and self.num_bytes + _num_bytes(arrays) <= self.max_bytes:
+                for array in arrays:
+                    array.setflags(write=False)
+                self._kept[path] = (version, arrays)
+                self.num_bytes += _num_bytes(arrays)
         return arrays
+
+    def __getstate__(self) -> dict[str, object]:
+        # a lock cannot travel to another process
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
 
 class ReadsFiles:

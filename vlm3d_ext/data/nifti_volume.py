@@ -6,8 +6,6 @@ second copy.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from vlm3d_ext.data.hounsfield_units import check_rescale
+from vlm3d_ext.data.inflate import DamagedStreamError, inflate_gzip
 from vlm3d_ext.data.scan import Rescale, UnusableScanError
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
@@ -104,8 +103,8 @@ def _file_content(path: Path) -> bytes:
     if not compressed:
         return content
     try:
-        return gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return inflate_gzip(content)
+    except DamagedStreamError:
         raise UnusableScanError(
             f"{path}: the gzip stream of {len(content)} bytes is truncated or damaged; expected a whole file; copy it "
             "again."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .atomic_files import write_json
+from .rank_share import share_of_rank
 
 __all__ = ["ResultStore", "ResultStoreError"]
 
@@ -63,6 +64,13 @@ class ResultStore:
     def pending(self, cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the cases whose results are not there yet."""
         return [case for case in cases if not self.path(case["volume_id"]).is_file()]
+
+    def pending_share(self, cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return what this process of torchrun has to do: of its share of the cases, those without results.
+
+        Shared out before asking what is there, because the other processes are at work already.
+        """
+        return self.pending(share_of_rank(cases))
 
     def _read_index(self, path: Path) -> dict[str, Any] | None:
         if not path.is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm3d_ext.data.chunked_volume import CHUNKED_EXTENSION, ChunkedVolume, DamagedVolumeError, write_chunked_volume
 from vlm3d_ext.data.dicom_series import read_dicom_series
 from vlm3d_ext.data.hounsfield_units import (
     AIR_HU,
@@ -23,7 +24,7 @@ from vlm3d_ext.data.nifti_volume import is_nifti_name, read_nifti
 from vlm3d_ext.data.scan import Rescale, Scan, UnusableScanError
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
-__all__ = ["Rescale", "Scan", "UnusableScanError", "read_mask", "read_scan"]
+__all__ = ["Rescale", "Scan", "UnusableScanError", "read_mask", "read_scan", "write_chunked_mask"]
 
 
 def read_scan(
@@ -83,7 +84,7 @@ def read_scan(
 
 
 def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, VolumeGeometry]:
-    """Read a mask of whole-number labels.
+    """Read a mask of whole-number labels: a NIfTI file, or one of `write_chunked_mask`.
 
     Returns:
         labels: (D, H, W), LPS canonical, uint8 if no label exceeds 255, otherwise uint16.
@@ -93,6 +94,8 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, VolumeGeometry]:
         UnusableScanError: as `read_scan`, and for labels that are negative, above 65535 or no whole numbers.
     """
     path = Path(path)
+    if path.suffix == CHUNKED_EXTENSION:
+        return _read_chunked_mask(path)
     _check_nifti_name(path)
     volume = read_nifti(path)
     _check_finite(path, volume.values)
@@ -109,6 +112,41 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, VolumeGeometry]:
         )
     labels = volume.geometry.to_canonical(values).astype(np.uint8 if highest <= 255 else np.uint16, order="C")
     return labels, volume.geometry.canonical()
+
+
+def write_chunked_mask(path: str | os.PathLike, mask: np.ndarray, geometry: VolumeGeometry) -> None:
+    """Write a mask on a canonical grid in chunks, with its grid; the same content gives the same bytes.
+
+    Args:
+        path: name ending in .b2nd.
+        mask: (D, H, W) on `geometry`, bool or uint8.
+        geometry: the grid.
+
+    Raises:
+        ValueError: if the name, the dtype or the shape does not fit, or the grid is not canonical.
+        OSError: if the file cannot be written.
+    """
+    if mask.shape != geometry.shape or not geometry.is_close(geometry.canonical()):
+        raise ValueError(f"{path}: a mask of shape {mask.shape} must lie on a canonical grid of it, got {geometry}.")
+    values = mask.astype(np.uint8) if mask.dtype == bool else mask
+    write_chunked_volume(path, values, {"geometry": geometry.to_dict()})
+
+
+def _read_chunked_mask(path: Path) -> tuple[np.ndarray, VolumeGeometry]:
+    try:
+        volume = ChunkedVolume(path)
+        labels = volume.read()
+        geometry = VolumeGeometry.from_dict(volume.description["geometry"])
+    except DamagedVolumeError as error:
+        raise UnusableScanError(str(error)) from None
+    except (KeyError, TypeError, ValueError):
+        geometry = None
+    if geometry is None or geometry.shape != labels.shape:
+        raise UnusableScanError(
+            f"{path}: its description holds no grid of its {labels.shape} voxels, expected a mask; is it an image? "
+            "Pass the mask's file, or prepare the scan again."
+        )
+    return labels, geometry
 
 
 def _finished_scan(

@@ -6,6 +6,7 @@ The window is applied after resampling: a mean of HU is a HU, a mean of clipped 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
@@ -17,12 +18,15 @@ from vlm3d_ext.data.atomic_files import write_gzip
 from vlm3d_ext.data.connected_components import foreground_box
 from vlm3d_ext.data.depth_policies import DEPTH_POLICIES, target_geometry
 from vlm3d_ext.data.hounsfield_units import AIR_HU
+from vlm3d_ext.data.intensity_windows import apply_window
+from vlm3d_ext.data.parallel_sampling import ParallelSampling
 from vlm3d_ext.data.volume_geometry import VolumeGeometry
 
 __all__ = [
     "DEPTH_POLICIES",
     "resample_binary_mask",
     "resample_mask",
+    "resample_to_grey_levels",
     "resample_volume",
     "restore_mask",
     "restore_probabilities",
@@ -75,11 +79,58 @@ def resample_volume(
     _check_fits(array, geometry)
     if order == "nearest":
         return _sampled(array, geometry, target, sitk.sitkNearestNeighbor, fill)
+    if ParallelSampling.fits(geometry, target):
+        sampling = ParallelSampling(geometry, target, antialias)
+        sampled = np.full(target.shape, fill, dtype=np.float32)
+        for out, plane in zip(sampled[sampling.covered], sampling.planes(array), strict=True):
+            out[...] = plane
+        return sampled
     if antialias:
         array, geometry = average_onto_coarser_axes(array, geometry, target, fill)
-        if geometry.is_close(target, tolerance_mm=1e-6):
-            return array.astype(np.float32)
     return _sampled(array, geometry, target, sitk.sitkLinear, fill, sitk.sitkFloat32)
+
+
+def resample_to_grey_levels(
+    array: np.ndarray,
+    geometry: VolumeGeometry,
+    target: VolumeGeometry,
+    windows: Sequence[str | tuple[float, float]],
+    fill: float = AIR_HU,
+    antialias: bool = True,
+) -> np.ndarray:
+    """Sample a scan on another grid and window it: the grey levels of `resample_volume` and `apply_window`, without the
+    volume of floats between them.
+
+    Args:
+        array: (D, H, W), int16 or float32, in HU, on `geometry`.
+        geometry: grid of `array`.
+        target: grid wanted, parallel to `geometry` if `antialias`.
+        windows: names, or (centre, width) in HU.
+        fill: HU outside `array`.
+        antialias: as in `resample_volume`.
+
+    Returns:
+        (len(windows), *target.shape) uint8.
+
+    Raises:
+        ValueError: as `resample_volume` and `apply_window` do.
+    """
+    _check_fits(array, geometry)
+    levels = np.empty((len(windows), *target.shape), dtype=np.uint8)
+    if not ParallelSampling.fits(geometry, target):
+        hu = resample_volume(array, geometry, target, fill=fill, antialias=antialias)
+        for channel, window in zip(levels, windows, strict=True):
+            apply_window(hu, window, out=channel)
+        return levels
+    sampling = ParallelSampling(geometry, target, antialias)
+    for channel, window in zip(levels, windows, strict=True):
+        channel[...] = apply_window(np.array(fill, dtype=np.float32), window)
+    depth, *in_plane = sampling.covered
+    for k, plane in zip(range(depth.start, depth.stop), sampling.planes(array), strict=True):
+        hu = plane.astype(np.float32, copy=False)
+        for channel, window in zip(levels, windows, strict=True):
+            apply_window(hu, window, out=channel[k, in_plane[0], in_plane[1]])
+    return levels
 
 
 def resample_mask(labels: np.ndarray, geometry: VolumeGeometry, target: VolumeGeometry) -> np.ndarray:

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..checkpoint_files import UpstreamCheckpoint, file_sha256
 from ..data.evidence_store import EvidenceStore
+from ..data.rank_share import share_of_rank
 from ..data.seeded_dataset import SeededDataset
+from ..data.threaded_loader import ThreadedDataLoader
 from ..networks.nets.evidence_in_words import EvidenceInWords
 from ..networks.nets.scan_evidence import Evidence, ScanEvidence
 from ..text.lesion_locations import LesionLocationInjector
-from ..transforms import prepared_case_transforms
+from ..transforms import network_image, prepared_case_transforms
+from .first_rank import wait_for_ranks
 
 __all__ = ["EvidenceExtraction"]
 
@@ -40,7 +42,7 @@ class EvidenceExtraction:
             is a scan as it comes.
         device: where to compute.
         batch_size: scans at a time; more than one needs scans of one size.
-        num_workers: processes that load.
+        num_workers: threads that load.
         amp: bfloat16 autocast.
 
     Raises:
@@ -101,21 +103,26 @@ class EvidenceExtraction:
         for weights in self.weights:
             weights.check_file()
 
-    def run(self, cases: Sequence[Mapping[str, Any]]) -> None:
-        """Extract what is missing of the cases."""
+    def run(self, cases: Sequence[Mapping[str, Any]], shared_out: bool = False) -> None:
+        """Extract what is missing of the cases.
+
+        Args:
+            cases: of all ranks.
+            shared_out: they are this rank's share already.
+        """
         # shared out before asking what is missing: the other ranks are at work already
-        share = cases[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+        share = cases if shared_out else share_of_rank(cases)
         pending = self.store.pending(share)
         if pending:
             logger.info("Evidence: %d of %d cases to extract, to %s.", len(pending), len(share), self.store.folder)
             for weights in self.weights:
                 weights.load(logger)
             self.network.to(self.device)
-            transform = prepared_case_transforms(self.use_anatomical_mask)
-            loader = DataLoader(
-                SeededDataset(pending, transform),
+            loader = ThreadedDataLoader(
+                SeededDataset(pending, prepared_case_transforms(self.use_anatomical_mask)),
                 batch_size=self.batch_size,
                 num_workers=self.num_workers,
+                device=self.device,
                 # a run must not depend on whether the evidence was there already: nothing is drawn from its generator
                 generator=torch.Generator(),
             )
@@ -124,13 +131,12 @@ class EvidenceExtraction:
                     self._extract(batch)
                     bar.update(len(batch["volume_id"]))
             self.network.cpu()  # the language model needs the memory
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        wait_for_ranks()
 
     def _extract(self, batch: Mapping[str, Any]) -> None:
-        names = ("image", "anatomical_mask", "spacing_mm", "use_anatomical_mask")
+        further = (batch[name].to(self.device) for name in ("anatomical_mask", "spacing_mm", "use_anatomical_mask"))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            evidence: Evidence = self.network(*(batch[name].to(self.device) for name in names))
+            evidence: Evidence = self.network(network_image(batch, self.device), *further)
         for row, volume_id in enumerate(batch["volume_id"]):
             features = {
                 name: getattr(evidence, name)[row].float().cpu().numpy()

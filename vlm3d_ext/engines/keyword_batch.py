@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from monai.engines import PrepareBatch
 
+from ..transforms.grey_levels import INTENSITY_DRAWS, network_image
+
 __all__ = ["PrepareKeywordBatch"]
 
 
 class PrepareKeywordBatch(PrepareBatch):
     """Passes ``image`` to the network, and every other tensor of the batch as a keyword argument of the same name.
 
-    What `keys` names need not be a tensor: texts are passed on as they are.
+    An image of grey levels becomes numbers in [0, 1] on the device, changed by what was drawn for it
+    (`vlm3d_ext.transforms.grey_levels`). What `keys` names need not be a tensor: texts are passed on as they are.
 
     Args:
         keys: the entries to pass on; None passes all tensors but ``image`` and those in `exclude`.
@@ -31,7 +34,7 @@ class PrepareKeywordBatch(PrepareBatch):
         optional_keys: Sequence[str] = (),
     ) -> None:
         self.keys = keys
-        self.exclude = frozenset(exclude) | {image_key}
+        self.exclude = frozenset(exclude) | {image_key, *INTENSITY_DRAWS}
         self.image_key = image_key
         self.optional_keys = tuple(optional_keys)
 
@@ -52,4 +55,9 @@ class PrepareKeywordBatch(PrepareBatch):
             name: value.to(device, non_blocking=non_blocking, **kwargs) if isinstance(value, torch.Tensor) else value
             for name, value in ((name, batchdata[name]) for name in names)
         }
-        return batchdata[self.image_key].to(device, non_blocking=non_blocking, **kwargs), None, (), moved
+        if self.image_key == "image":
+            image = network_image(batchdata, device, non_blocking)
+            image = image.to(**kwargs) if kwargs else image
+        else:
+            image = batchdata[self.image_key].to(device, non_blocking=non_blocking, **kwargs)
+        return image, None, (), moved

@@ -19,6 +19,7 @@ from ..metrics import (
 )
 from ..networks.layers import region_shares_of_mask, volume_to_patches
 from ..networks.nets import EncoderPretraining
+from ..transforms.grey_levels import network_image
 
 __all__ = ["RepresentationReport", "SplitFeatures", "evaluate_representation"]
 
@@ -100,7 +101,7 @@ def collect_split(
     share_errors: list[float] = []
     mean_patches, mean_shares = _RunningMean(), _RunningMean()
     for batch in loader:
-        image, mask = batch["image"].to(device), batch["anatomical_mask"].to(device)
+        image, mask = network_image(batch, device), batch["anatomical_mask"].to(device)
         has_mask = batch["has_anatomical_mask"].to(device)
         tokens = encoder.encode_tokens(image, batch["spacing_mm"].to(device))
         unguided = encoder.gather_regions(tokens, image)
@@ -115,7 +116,7 @@ def collect_split(
         rows["labels"].append(batch["labels"].numpy())
         rows["guided"].append(_stack(guided).numpy())
         rows["unguided"].append(_stack(unguided).numpy())
-        rows["histogram"].append(np.stack([intensity_histogram(one) for one in batch["image"].numpy()]))
+        rows["histogram"].append(np.stack([intensity_histogram(one) for one in image.cpu().numpy()]))
     return SplitFeatures(
         **{name: np.concatenate(values) for name, values in rows.items()},
         region_share_error=float(np.mean(share_errors)) if share_errors else float("nan"),
@@ -137,7 +138,7 @@ def reconstruction_error(
     """
     errors: list[float] = []
     for batch in loader:
-        image, patch_mask = batch["image"].to(device), batch["patch_mask"].to(device)
+        image, patch_mask = network_image(batch, device), batch["patch_mask"].to(device)
         tokens = network.encoder.encode_tokens(image, batch["spacing_mm"].to(device), patch_mask=patch_mask)
         patches = volume_to_patches(image, network.encoder.patch_size)
         errors += _masked_means(
@@ -164,10 +165,10 @@ def position_wise_errors(
     reconstruction_errors, share_errors = [], []
     for batch in loader:
         if mean_patches is not None:
-            error = (volume_to_patches(batch["image"], patch_size) - mean_patches.cpu()).abs().mean(-1)
+            error = (volume_to_patches(network_image(batch, "cpu"), patch_size) - mean_patches.cpu()).abs().mean(-1)
             reconstruction_errors += _masked_means(error, batch["patch_mask"])
         if mean_shares is not None:
-            shares = region_shares_of_mask(batch["anatomical_mask"], patch_size, num_regions)
+            shares = region_shares_of_mask(batch["anatomical_mask"].cpu(), patch_size, num_regions)
             wrong = (shares - mean_shares.cpu()).abs().sum(-1) / 2
             share_errors += wrong.mean(1)[batch["has_anatomical_mask"]].tolist()
     return (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.intensity_windows import window_centre_width
-from ..data.prepared_case import read_prepared_npz, read_sidecar
+from ..data.prepared_case import prepared_image_path, read_prepared_case, read_sidecar
 from ..data.scan import Rescale, UnusableScanError
 from ..data.scan_reader import read_scan
 from ..data.volume_geometry import VolumeGeometry
@@ -39,7 +39,7 @@ def read_picture(source: Path, sidecar_path: Path, series_number: int | None = N
 
     Args:
         source: the scan; a prepared NPZ has no other than itself.
-        sidecar_path: of the prepared case, beside its NPZ.
+        sidecar_path: of the prepared case, beside its volume.
         series_number: of a DICOM folder with several series.
 
     Raises:
@@ -64,7 +64,7 @@ def read_picture(source: Path, sidecar_path: Path, series_number: int | None = N
             if scan.geometry.is_close(grid):
                 return ScanPicture(scan.hu, scan.geometry)
             reason = "the scan lies on another grid now than when it was prepared"
-    imgs = read_prepared_npz(sidecar_path.with_suffix(".npz")).imgs
+    imgs = read_prepared_case(prepared_image_path(sidecar_path)).imgs
     windows = sidecar["window"]
     widest = max(range(len(windows)), key=lambda number: window_centre_width(windows[number])[1])
     centre, width = window_centre_width(windows[widest])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
 
 from ..data.localization_store import LocalizationStore
-from ..data.prepared_case import read_prepared_npz
+from ..data.prepared_case import prepared_image_path, read_prepared_case
 from ..engines.localization_case import ScanGrids, read_grids
 from ..engines.localization_montage import DISEASE_COLOURS, MontageRow, draw_montage
 from ..text.disease_set import DiseaseSet
@@ -80,5 +79,5 @@ class LesionMaskWriter:
             colour = DISEASE_COLOURS[channel % len(DISEASE_COLOURS)]
             caption = f"probability up to {values.max():.2f}"
             rows.append(MontageRow(disease.key, disease.name, colour, caption, values >= thresholds[disease.key]))
-        image = read_prepared_npz(Path(geometry).with_suffix(".npz")).imgs
+        image = read_prepared_case(prepared_image_path(geometry)).imgs
         return draw_montage(volume_id, image, grids.prepared, rows, grids.source)

@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..data.atomic_files import write_bytes
-from ..data.prepared_case import read_prepared_npz
+from ..data.prepared_case import read_prepared_case
 from ..engines.localization_case import CaseEvaluation, ScanGrids, evaluate_case, read_grids, read_truth
 from ..engines.localization_evaluation import evaluate_localization, format_localization
 from ..engines.localization_montage import DISEASE_COLOURS, MontageRow, draw_montage
@@ -215,7 +215,7 @@ class LocalizationEvaluation:
             text = f"{int(drawn.score)} voxels of false positives in a scan without lesions"
         else:
             text = f"mean Dice {drawn.score:.3f}"
-        image = read_prepared_npz(case["image"]).imgs
+        image = read_prepared_case(case["image"]).imgs
         return draw_montage(f"{drawn.volume_id}: {text}", image, grids.prepared, rows, grids.source)
 
 

@@ -1,3 +1,4 @@
+from .grey_levels import RandIntensityFactord, RandIntensityOffsetd, network_image
 from .lesion_targets import LoadLesionTargetsd, RandLesionCropsd
 from .load_evidence import LoadEvidenced, WritePromptd
 from .load_features import LoadFeaturesd
@@ -16,6 +17,8 @@ __all__ = [
     "LoadFeaturesd",
     "LoadLesionTargetsd",
     "LoadPreparedCased",
+    "RandIntensityFactord",
+    "RandIntensityOffsetd",
     "RandLesionCropsd",
     "RandPatchMaskd",
     "RandReportSentencesd",
@@ -25,5 +28,6 @@ __all__ = [
     "encoder_pretraining_transforms",
     "localization_transforms",
     "multitask_transforms",
+    "network_image",
     "prepared_case_transforms",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from monai.transforms import Compose, DeleteItemsd, RandScaleIntensityd, RandShiftIntensityd
+from monai.transforms import Compose, DeleteItemsd
 
 from ..text.disease_set import load_disease_set
 from ..text.sentence_bank import SentenceBank
+from .grey_levels import RandIntensityFactord, RandIntensityOffsetd
 from .lesion_targets import LoadLesionTargetsd, RandLesionCropsd
 from .load_evidence import WritePromptd
 from .load_prepared_case import LoadPreparedCased
@@ -155,9 +156,4 @@ def multitask_transforms(
 
 
 def _intensity_augmentation(size: float) -> list[Any]:
-    if size <= 0:
-        return []
-    return [
-        RandScaleIntensityd("image", factors=size, prob=0.5),
-        RandShiftIntensityd("image", offsets=size, prob=0.5),
-    ]
+    return [RandIntensityFactord(size), RandIntensityOffsetd(size)] if size > 0 else []

@@ -11,9 +11,8 @@ import torch
 from monai.networks.blocks import MLPBlock
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
-from ..layers import RotaryDepthEmbedding, SliceAwareAttention
+from ..layers import RotaryDepthEmbedding, SliceAwareAttention, check_activation_checkpointing, run_block
 
 __all__ = ["DenoisedFeatures", "DenoisingTransformer", "TextCrossAttention"]
 
@@ -91,7 +90,8 @@ class DenoisingTransformer(nn.Module):
         num_depth_heads: heads that look along depth, see `SliceAwareAttention`.
         mlp_dim: hidden channels of the MLPs.
         max_noise: largest standard deviation of the noise, in those of a token's channels.
-        use_checkpoint: recompute each block in the backward pass to save memory.
+        activation_checkpointing: what each block keeps for the backward pass, see `run_block`: "none", "selective" or
+            "full".
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class DenoisingTransformer(nn.Module):
         num_depth_heads: int = 3,
         mlp_dim: int = 1024,
         max_noise: float = 0.5,
-        use_checkpoint: bool = False,
+        activation_checkpointing: str = "none",
     ) -> None:
         super().__init__()
         self.max_noise = max_noise
-        self.use_checkpoint = use_checkpoint
+        self.activation_checkpointing = check_activation_checkpointing(activation_checkpointing)
         self.depth_rotation = RotaryDepthEmbedding(hidden_size // num_heads)
         self.blocks = nn.ModuleList(
             _DenoisingBlock(hidden_size, num_heads, num_depth_heads, mlp_dim) for _ in range(num_layers)
@@ -135,10 +135,7 @@ class DenoisingTransformer(nn.Module):
             x = x + strength * torch.randn_like(x)
         rotation = self.depth_rotation(depth_mm)
         for block in self.blocks:
-            if self.use_checkpoint and self.training:
-                x = checkpoint(block, x, texts, rotation, token_mask, use_reentrant=False)
-            else:
-                x = block(x, texts, rotation, token_mask)
+            x = run_block(block, self.activation_checkpointing, x, texts, rotation, token_mask)
         x = self.norm(x)
         return DenoisedFeatures(x, self._loss(x, clean.detach(), token_mask) if noisy else None)
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from monai.networks.blocks import MLPBlock
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
-from ..layers import SliceAwareAttention
+from ..layers import ResidualLayerNorm, SliceAwareAttention
 
 __all__ = ["VolumeTransformerBlock"]
+
+
+class _GELU(nn.GELU):
+    """Overwrites its input where no gradient needs it: the hidden tensor is the largest of all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 class VolumeTransformerBlock(nn.Module):
@@ -32,10 +41,11 @@ class VolumeTransformerBlock(nn.Module):
         attention: type[nn.Module] = SliceAwareAttention,
     ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention_norm = ResidualLayerNorm(hidden_size)
         self.attention = attention(hidden_size, num_heads, num_depth_heads)
-        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.mlp_norm = ResidualLayerNorm(hidden_size)
         self.mlp = MLPBlock(hidden_size, mlp_dim)
+        self.mlp.fn = _GELU()
 
     def forward(
         self, x: Tensor, depth_rotation: tuple[Tensor, Tensor] | None = None, token_mask: Tensor | None = None

@@ -119,5 +119,6 @@ class RotaryDepthEmbedding(nn.Module):
     @staticmethod
     def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """Rotate channel pairs (e, e + E / 2) of `x` (..., D, E); `cosine` and `sine` broadcast to (..., D, E / 2)."""
-        first, second = x.chunk(2, dim=-1)
+        # to the rotation's type once, not in each of the four products
+        first, second = x.to(cosine.dtype).chunk(2, dim=-1)
         return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)

@@ -197,7 +197,7 @@ def scan_evidence_network(
     head_channels: int,
     dropout: float = 0.0,
     max_noise: float = 0.0,
-    use_checkpoint: bool = False,
+    activation_checkpointing: str = "none",
 ) -> ScanEvidence:
     """Return the three networks as the configs of their bundles build them; arguments are those configs' knobs. The
     last three matter in training only."""
@@ -209,7 +209,7 @@ def scan_evidence_network(
         num_heads,
         num_depth_heads,
         mlp_dim,
-        use_checkpoint=use_checkpoint,
+        activation_checkpointing=activation_checkpointing,
     )
     classifier = MultiLabelClassifier(
         label_set=label_set,
@@ -230,7 +230,7 @@ def scan_evidence_network(
             num_depth_heads=num_depth_heads,
             mlp_dim=denoising_mlp_dim,
             max_noise=max_noise,
-            use_checkpoint=use_checkpoint,
+            activation_checkpointing=activation_checkpointing,
         ),
         TextGuidedAttentionUNet(
             in_channels=in_channels,

@@ -12,18 +12,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...data.anatomical_regions import NUM_REGIONS
 from ..blocks import AnatomicalStructureEncoder, VolumeTransformerBlock
 from ..layers import (
     FullAttention,
+    PatchEmbedding,
     RegionAwareAttention,
+    ResidualLayerNorm,
     RotaryDepthEmbedding,
     SineCosinePositionEmbedding,
     SliceAwareAttention,
+    check_activation_checkpointing,
     pad_to_patches,
     region_histograms_of_tokens,
+    run_block,
     token_centres_mm,
 )
 
@@ -102,10 +105,11 @@ class ThreeDVisionEncoder(nn.Module):
             channel.
         attention: "slice_aware", or "full" for comparison.
         reference_spacing_mm: voxel spacing [z, y, x] assumed where `forward` is given none.
-        use_checkpoint: recompute each block in the backward pass to save memory.
+        activation_checkpointing: what each block keeps for the backward pass, see `run_block`: "none", "selective" or
+            "full".
 
     Raises:
-        ValueError: if `attention` is not one of the two.
+        ValueError: if `attention` or `activation_checkpointing` is not one of those named.
     """
 
     reference_spacing_mm: Tensor
@@ -123,7 +127,7 @@ class ThreeDVisionEncoder(nn.Module):
         num_intensity_bins: int = 8,
         attention: str = "slice_aware",
         reference_spacing_mm: Sequence[float] = (4.7, 0.74, 0.74),
-        use_checkpoint: bool = False,
+        activation_checkpointing: str = "none",
     ) -> None:
         super().__init__()
         if attention not in ATTENTION_LAYERS:
@@ -133,11 +137,11 @@ class ThreeDVisionEncoder(nn.Module):
         self.hidden_size = hidden_size
         self.num_regions = num_regions
         self.num_intensity_bins = num_intensity_bins
-        self.use_checkpoint = use_checkpoint
+        self.activation_checkpointing = check_activation_checkpointing(activation_checkpointing)
         self.register_buffer(
             "reference_spacing_mm", torch.tensor(reference_spacing_mm, dtype=torch.float32), persistent=False
         )
-        self.patch_embedding = nn.Conv3d(in_channels, hidden_size, self.patch_size, stride=self.patch_size)
+        self.patch_embedding = PatchEmbedding(in_channels, hidden_size, self.patch_size, stride=self.patch_size)
         self.intensity_embedding = nn.Linear(in_channels * num_intensity_bins, hidden_size, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(hidden_size))
         self.position_embedding = SineCosinePositionEmbedding(hidden_size)
@@ -146,7 +150,7 @@ class ThreeDVisionEncoder(nn.Module):
             VolumeTransformerBlock(hidden_size, num_heads, num_depth_heads, mlp_dim, ATTENTION_LAYERS[attention])
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(hidden_size)
+        self.norm = ResidualLayerNorm(hidden_size)
         self.region_classifier = nn.Linear(hidden_size, in_channels * (1 + num_regions) * num_intensity_bins)
         self.region_attention = RegionAwareAttention(hidden_size, num_heads)
         self.region_norm = nn.LayerNorm(hidden_size)
@@ -205,7 +209,7 @@ class ThreeDVisionEncoder(nn.Module):
         if valid_size is None and image.shape[2:] != size:
             valid_size = torch.tensor([tuple(size)], device=image.device).expand(batch_size, 3)
 
-        tokens = self.patch_embedding(image).permute(0, 2, 3, 4, 1)  # (B, D, H, W, C)
+        tokens = self.patch_embedding(image)  # (B, D, H, W, C)
         depth, height, width = tokens.shape[1:4]
         histograms = region_histograms_of_tokens(
             image, None, self.patch_size, self.num_regions, self.num_intensity_bins
@@ -220,10 +224,7 @@ class ThreeDVisionEncoder(nn.Module):
 
         rotation = self.depth_rotation(centres_mm[0])
         for block in self.blocks:
-            if self.use_checkpoint and self.training:
-                tokens = checkpoint(block, tokens, rotation, grid_mask, use_reentrant=False)
-            else:
-                tokens = block(tokens, rotation, grid_mask)
+            tokens = run_block(block, self.activation_checkpointing, tokens, rotation, grid_mask)
 
         positions_mm = torch.stack(
             [
