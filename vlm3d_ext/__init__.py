@@ -1,3 +1,3 @@
 """VLM3D: parts for chest-CT vision-language systems built as MONAI bundles."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
