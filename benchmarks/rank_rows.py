@@ -138,7 +138,7 @@ def _train(num_ranks: int, options: Mapping[str, Any]) -> list[_EpochEnd]:
         if process.returncode or len(ends) != options["epochs"]:
             raise RuntimeError(
                 f"a training on {num_ranks} ranks ended with {process.returncode} after {len(ends)} of "
-                f"{options['epochs']} epochs:\n{messages.read()[-3000:]}"
+                f"{options['epochs']} epochs:\n{messages.read()[-9000:]}"
             )
     return ends
 

@@ -62,6 +62,7 @@ def test_children_that_still_run_are_counted():
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_says_why(tmp_path):
     options = {"demo_dir": tmp_path, "run_dir": tmp_path / "run", "epochs": 1}
     with pytest.raises(RuntimeError, match=r"ended with 1 after 0 of 1 epochs:[\s\S]*CaseManifest"):

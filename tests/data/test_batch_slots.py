@@ -1,4 +1,5 @@
 import gc
+import tracemalloc
 
 import numpy as np
 import torch
@@ -57,3 +58,18 @@ def test_memory_is_used_again_when_nobody_holds_it_and_not_before():
     del held
     gc.collect()
     assert memory.slot(2).tensors["image"].data_ptr() == place
+
+
+def test_nothing_is_kept_of_sizes_that_do_not_come_again():
+    """Scans that all differ, as users have them."""
+    memory, mebibyte = BatchMemory(), 2**20
+    tracemalloc.start()
+    try:
+        for depth in range(1, 20):
+            memory.expect("image", np.empty((depth, mebibyte), np.uint8))
+            memory.slot(2)
+            memory.slot(1)  # a last batch that is not full
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 3 * 19 * mebibyte <= held < 3 * 20 * mebibyte  # the last size may come again

@@ -40,10 +40,18 @@ class BatchMemory:
 
     def slot(self, num_samples: int) -> BatchSlot:
         """Return memory for a batch; its content is anything."""
+        self._let_go()
         return BatchSlot(
             self,
             {name: self._tensor((num_samples, *shape), dtype) for name, (shape, dtype) in [*self._sizes.items()]},
         )
+
+    def _let_go(self) -> None:
+        """Keep no memory of sizes that are not expected any more: of scans that all differ, each would leave some."""
+        expected = [*self._sizes.values()]
+        for shape, dtype in [*self._free]:
+            if (shape[1:], dtype) not in expected:
+                del self._free[shape, dtype]
 
     def _tensor(self, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
         free = self._free.setdefault((shape, dtype), deque())
