@@ -78,5 +78,5 @@ def test_files_that_are_absent_or_hold_something_else(tmp_path):
     with pytest.raises(FeatureStoreError, match="region_features"):
         store.read("train_1_a_1")
     np.savez(store.path("train_2_a_1"), global_features=np.array([None]), region_features=0, labels=0)
-    with pytest.raises(FeatureStoreError, match="allow_pickle"):
+    with pytest.raises(FeatureStoreError, match="pickled Python objects"):
         store.read("train_2_a_1")

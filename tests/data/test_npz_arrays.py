@@ -106,3 +106,20 @@ def test_truncated_and_wrongly_described_archives():
         archive.writestr("imgs.npy", member.getvalue()[:-1])
     with pytest.raises(DamagedStreamError, match="its shape and type"):
         NpzArrays(buffer.getvalue()).read("imgs")
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4), (0, 5)])
+@pytest.mark.parametrize("dtype", ["|u1", "<f4", ">i2", "<i8", "|b1"])
+def test_plain_headers_are_read_without_the_parser_of_python(shape, dtype, tmp_path, monkeypatch):
+    """That parser is not safe in threads."""
+    arrays = {"first": np.ones(shape, dtype), "second": np.asfortranarray(np.zeros(shape, dtype))}
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+
+    def refuse(*_):
+        raise AssertionError("the header was parsed as Python")
+
+    monkeypatch.setattr("ast.literal_eval", refuse)
+    content = NpzArrays((tmp_path / "a.npz").read_bytes())
+    for name, array in arrays.items():
+        read = content.read(name)
+        assert read.dtype == array.dtype and read.shape == array.shape and np.array_equal(read, array)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .atomic_files import write_json, write_npz
+from .npz_arrays import NpzArrays
 from .result_store import ResultStore, ResultStoreError
 
 __all__ = ["EvidenceStore"]
@@ -58,8 +59,8 @@ class EvidenceStore(ResultStore):
         """
         path = self.features_path(volume_id)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in _ARRAYS}
+            arrays = NpzArrays(path.read_bytes())
+            return {name: arrays.read(name) for name in _ARRAYS}
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ResultStoreError(f"{path}: no readable evidence ({error}); delete it and run again.") from None
 

@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 
 from .atomic_files import write_npz
+from .npz_arrays import NpzArrays
 from .result_store import ResultStore, ResultStoreError
 
 __all__ = ["FeatureStore", "FeatureStoreError"]
@@ -48,7 +49,7 @@ class FeatureStore(ResultStore):
         """
         path = self.path(volume_id)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in ("global_features", "region_features", "labels")}
+            arrays = NpzArrays(path.read_bytes())
+            return {name: arrays.read(name) for name in ("global_features", "region_features", "labels")}
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise FeatureStoreError(f"{path}: no readable features ({error}); extract them again.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tokenize
 import zipfile
@@ -21,6 +22,13 @@ _EXTENSION = ".npy"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED = 0x1
+# The header that numpy writes for an array of plain numbers. Numpy reads it by Python's own parser, which CPython 3.11
+# was seen to crash in ("AST constructor recursion depth mismatch") when two threads parse at once.
+_PLAIN_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[<>|][biuf]\d{1,2})', 'fortran_order': "
+    rb"(?P<fortran>True|False), 'shape': \((?P<shape>[\d, ]*)\), \} *\n",
+    re.DOTALL,
+)
 
 
 class PickledArrayError(ValueError):
@@ -105,6 +113,10 @@ def _array_header(first: memoryview) -> tuple[tuple[int, ...], bool, np.dtype, i
     stream = io.BytesIO(first)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
+        plain = _PLAIN_HEADER.match(first)
+        if plain is not None and plain.end() == 10 + int.from_bytes(plain["length"], "little"):
+            shape = tuple(int(n) for n in plain["shape"].split(b",") if n.strip())
+            return shape, plain["fortran"] == b"True", np.dtype(plain["dtype"].decode()), plain.end()
         version = np.lib.format.read_magic(stream)
         if version not in readers:
             raise DamagedStreamError(f"array format {version} is neither 1.0 nor 2.0")
